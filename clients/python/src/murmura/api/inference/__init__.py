@@ -1,0 +1,1 @@
+"""Generated from protos/murmura/api/inference."""
