@@ -1,0 +1,82 @@
+# Every everyday task. `make` alone prints this list; all of it works from a fresh clone.
+# PYTHON is the Python that set-up starts with (3.11 or later).
+
+PYTHON ?= python3
+BIN := .venv/bin
+ENVIRONMENT := deploy/local/environment
+PYTEST_ARGS ?=
+
+# The demo's own settings travel as they are, for example DEMO_DATA=folder make demo.
+export DEMO_DATA
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup test check lint types imports protos codegen codegen-check pytest format lock \
+	demo demo-quick base-model up status down clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## make .venv and put everything in it; quick when nothing changed
+	@$(PYTHON) $(ENVIRONMENT)/setup.py
+
+test: setup check pytest  ## set up, check, and run all tests
+
+check: lint types imports protos codegen-check  ## everything that needs no test to run
+
+lint: setup  ## ruff: style, docstrings, likely mistakes, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+imports: setup  ## who may import whom
+	$(BIN)/lint-imports --no-logo
+
+protos: setup  ## buf: the contracts' style
+	$(BIN)/buf lint protos
+
+codegen-check: setup  ## is the generated code what the protos say?
+	@$(BIN)/python $(ENVIRONMENT)/codegen.py --check
+
+pytest: setup  ## the tests alone; PYTEST_ARGS="-k ledger -x" chooses
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: setup  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+codegen: setup  ## generate the Python stubs from protos/
+	@$(BIN)/python $(ENVIRONMENT)/codegen.py
+
+# uv reads its own settings, not pip's; where the CPU builds lie is the one thing both must know. Nothing about
+# where packages come from may get into the lock, hence no header and no annotation.
+lock: setup  ## compile requirements.in to lock.txt
+	@$(BIN)/python $(ENVIRONMENT)/codegen.py --environment-only
+	cd $(ENVIRONMENT) && UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}" ../../../.venv-codegen/bin/uv pip compile \
+		requirements.in --excludes excludes.txt --python-version 3.11 --no-header --no-annotate --quiet -o lock.txt
+
+demo: setup  ## the whole story: data, budget, private fine-tuning, sampling
+	$(BIN)/python -m deploy.local.demo
+
+demo-quick: setup  ## the same in a few minutes, on fewer rows and steps
+	$(BIN)/python -m deploy.local.demo --quick
+
+base-model: setup  ## pre-train the bundled base model on public text: CORPUS=medquad.txt.gz
+	@test -n "$(CORPUS)" || { echo "Name the text to train on: make base-model CORPUS=medquad.txt.gz"; exit 2; }
+	$(BIN)/python -m deploy.local.base_model.train --corpus "$(CORPUS)"
+
+up: setup  ## start the four services on this machine
+	$(BIN)/murmura up
+
+status: setup  ## say how they are
+	$(BIN)/murmura status
+
+down: setup  ## stop them; nothing is lost
+	$(BIN)/murmura down
+
+# The state in .murmura holds budgets that were spent, so no target removes it.
+clean:  ## remove caches and build leftovers; keeps .venv and .murmura
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist clients/python/dist
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
