@@ -1,0 +1,1 @@
+"""Murmura's services: dataset, ledger, trainer and inference, and what they share."""

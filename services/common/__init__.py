@@ -1,0 +1,1 @@
+"""What every service needs: bootstrap, interceptors, errors, identity, configuration, telemetry."""

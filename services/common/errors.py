@@ -1,0 +1,169 @@
+"""The one error that handlers raise, and how any error leaves a service.
+
+A refusal is a `MurmuraError`: a status code, a reason from the catalogue, a sentence and metadata. Anything else that
+escapes a handler could carry a private row in its text, so nothing of it travels: the caller gets a fixed sentence
+and an id, and the log gets the id, the exception's type and the places in the code.
+"""
+
+from __future__ import annotations
+
+import secrets
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import grpc
+import structlog
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from murmura.api.common.v1 import errors_pb2
+from services.common.calls import Call, CallInterceptor
+
+DOMAIN = "murmura"
+Reason = errors_pb2.ErrorReason
+STATUS_DETAILS = "grpc-status-details-bin"
+_log = structlog.get_logger()
+
+
+class MurmuraError(Exception):
+    """A refusal.
+
+    Args:
+        code: the gRPC status code.
+        reason: a name of the catalogue without its prefix, for example `BUDGET_EXHAUSTED`.
+        message: what happened, why, and the next step; never anything derived from a private row.
+        metadata: as the catalogue documents for the reason.
+        violations: field path to what is wrong with it.
+        retry_after_s: when to try again.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        metadata: dict[str, str] | None = None,
+        violations: dict[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        Reason.Value(f"ERROR_REASON_{reason}")  # an unknown reason is a programming error
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.metadata = metadata or {}
+        self.violations = violations or {}
+        self.retry_after_s = retry_after_s
+
+    def status(self) -> status_pb2.Status:
+        """Return the google.rpc.Status that travels."""
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        info = error_details_pb2.ErrorInfo(
+            reason=f"ERROR_REASON_{self.reason}", domain=DOMAIN, metadata=self.metadata
+        )
+        status.details.add().Pack(info)
+        if self.violations:
+            bad = error_details_pb2.BadRequest()
+            for field, description in self.violations.items():
+                bad.field_violations.add(field=field, description=description)
+            status.details.add().Pack(bad)
+        if self.retry_after_s is not None:
+            delay = duration_pb2.Duration()
+            delay.FromMilliseconds(int(self.retry_after_s * 1000))
+            status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        return status
+
+    def item(self) -> errors_pb2.ItemError:
+        """Return the same as an error inside a message."""
+        return errors_pb2.ItemError(
+            code=self.code.value[0],
+            reason=Reason.Value(f"ERROR_REASON_{self.reason}"),
+            message=self.message,
+            metadata=self.metadata,
+        )
+
+
+def not_found(resource: str) -> MurmuraError:
+    """Return the one answer for what does not exist and for what the caller may not see."""
+    return MurmuraError(
+        grpc.StatusCode.NOT_FOUND,
+        "RESOURCE_NOT_FOUND",
+        f"{resource} does not exist, or you may not use it.",
+        {"resource": resource},
+    )
+
+
+def invalid(field: str, description: str) -> MurmuraError:
+    """Return a refusal of one field."""
+    return MurmuraError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "FIELD_RULES",
+        "The request breaks its rules.",
+        violations={field: description},
+    )
+
+
+def unknown(error: BaseException) -> MurmuraError:
+    """Log an unforeseen exception without its text, and return what may be said of it."""
+    error_id = secrets.token_hex(6)
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    _log.error("unforeseen", error_id=error_id, exception=type(error).__name__, places=places[-6:])
+    return MurmuraError(
+        grpc.StatusCode.INTERNAL,
+        "INTERNAL",
+        f"Something failed that should not have. Give the operator this id: {error_id}.",
+        {"error_id": error_id},
+    )
+
+
+class ErrorMapping(CallInterceptor):
+    """Turns whatever a handler raises into a status."""
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Map what escapes."""
+        try:
+            yield
+        except MurmuraError as error:
+            await abort(call, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001  everything unforeseen, by design
+            await abort(call, unknown(error))
+
+
+async def abort(call: Call, error: MurmuraError) -> NoReturn:
+    """End a call with an error."""
+    call.outcome = error.code.name
+    await call.context.abort(
+        error.code,
+        error.message,
+        (*call.trailing, (STATUS_DETAILS, error.status().SerializeToString())),
+    )
+    raise AssertionError("abort returns never")
+
+
+def from_upstream(error: grpc.aio.AioRpcError, service: str) -> MurmuraError:
+    """Translate the answer of another service: its refusals pass through, its troubles become ours."""
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_DETAILS:
+            status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode())
+            info = error_details_pb2.ErrorInfo()
+            for detail in status.details:
+                if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                    detail.Unpack(info)
+            reason = info.reason.removeprefix("ERROR_REASON_")
+            if info.domain == DOMAIN and reason not in ("INTERNAL", "TOKEN_INVALID", "ROLE_DENIED"):
+                return MurmuraError(error.code(), reason, status.message, dict(info.metadata))
+    code = error.code()
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return MurmuraError(
+            grpc.StatusCode.UNAVAILABLE,
+            "DEPENDENCY_UNAVAILABLE",
+            f"The {service} service does not answer. Nothing was changed; try again shortly.",
+            {"service": service},
+            retry_after_s=2,
+        )
+    return unknown(error)

@@ -1,0 +1,141 @@
+"""The life of a service: start, say that it serves, stop without dropping a call.
+
+Every service runs the same server: interceptors in one order, message and time limits, health, reflection. What is
+its own is a function that adds its handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from services.common.auth import Auth
+from services.common.calls import Call, CallInterceptor
+from services.common.config import ServiceSettings
+from services.common.errors import ErrorMapping, MurmuraError
+from services.common.telemetry import Logs, Metrics, RequestIds, configure_logging, serve_metrics
+from services.common.tokens import TrustedKeys
+from services.common.validation import Validation
+
+MESSAGE_LIMIT = 4 << 20
+DEFAULT_DEADLINE_S = 60.0
+_log = structlog.get_logger()
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 600_000),
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Deadlines(CallInterceptor):
+    """Ends a unary call after the default deadline when its caller set none."""
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Bound the call."""
+        if call.context.time_remaining() is not None or call.facts.get("streams"):
+            yield
+            return
+        try:
+            async with asyncio.timeout(DEFAULT_DEADLINE_S):
+                yield
+        except TimeoutError:
+            raise MurmuraError(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                "OVERLOADED",
+                f"No answer within {DEFAULT_DEADLINE_S:.0f} s, the default. Set a longer deadline, or try again.",
+            ) from None
+
+    async def intercept_service(self, continuation, handler_call_details):  # type: ignore[no-untyped-def]
+        """Leave streams alone: they may run as long as their caller wishes."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.response_streaming or handler.request_streaming:
+            return handler
+
+        async def known(_: object) -> object:
+            return handler
+
+        return await super().intercept_service(known, handler_call_details)
+
+
+class Lifecycle:
+    """What a service registers while it starts.
+
+    Attributes:
+        resources: entered by the service, closed after the server has stopped.
+    """
+
+    def __init__(self) -> None:
+        self.resources = AsyncExitStack()
+        self._ended = asyncio.Event()
+        self.exit_code = 0
+
+    def end(self, exit_code: int = 0) -> None:
+        """Ask the server to stop; a code other than 0 tells the supervisor to restart it."""
+        self.exit_code = self.exit_code or exit_code
+        self._ended.set()
+
+    async def ended(self) -> None:
+        """Wait until someone asks."""
+        await self._ended.wait()
+
+
+Register = Callable[[grpc.aio.Server, Lifecycle], Awaitable[list[str]]]
+
+
+async def serve(name: str, settings: ServiceSettings, register: Register) -> int:
+    """Run a service until it is told to stop.
+
+    Args:
+        name: the service, for logs.
+        settings: its configuration.
+        register: adds handlers to the server, enters resources, and returns the full names of its gRPC services.
+
+    Returns:
+        The exit code of the process.
+    """
+    configure_logging(name, settings.log_format)
+    serve_metrics(settings.metrics_port)
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keys = TrustedKeys(settings.trusted_keys)
+    # Outermost first. Metrics stand outside auth so that rejections count; errors are mapped inside both.
+    interceptors = [RequestIds(), Logs(), Metrics(), Auth(keys), ErrorMapping(), Deadlines(), Validation()]
+    server = grpc.aio.server(
+        interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=settings.max_concurrent_rpcs
+    )
+    lifecycle = Lifecycle()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lifecycle.end)
+    async with lifecycle.resources:
+        health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        names = await register(server, lifecycle)
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+        port = server.add_insecure_port(settings.listen)
+        await server.start()
+        (settings.state_dir / "listening").write_text(f"{settings.listen.rpartition(':')[0]}:{port}\n")
+        for served in ("", *names):
+            await health.set(served, health_pb2.HealthCheckResponse.SERVING)
+        _log.info("serving", listen=settings.listen, port=port)
+        await lifecycle.ended()
+        _log.info("stopping", grace_s=settings.stop_grace_s)
+        await health.enter_graceful_shutdown()
+        await server.stop(settings.stop_grace_s)
+    _log.info("stopped")
+    return lifecycle.exit_code
