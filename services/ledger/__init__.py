@@ -1,0 +1,1 @@
+"""The budget ledger: what a dataset may ever give away, and what it has given."""
