@@ -1,0 +1,252 @@
+"""The `murmura` command: the platform on this machine, and the questions one asks of it.
+
+Exit codes: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from murmura.errors import MurmuraError
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, help="Fine-tune on private text, with differential privacy.")
+budget = typer.Typer(no_args_is_help=True, help="What a dataset may give away, and what it has.")
+jobs = typer.Typer(no_args_is_help=True, help="Training jobs.")
+app.add_typer(budget, name="budget")
+app.add_typer(jobs, name="jobs")
+
+State = Annotated[Path, typer.Option(help="State directory of the local Murmura.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Role = Annotated[str, typer.Option(help="Whose token to use: analyst, steward or operator.")]
+DEFAULT_STATE = Path(".murmura")
+
+
+@app.command()
+def up(
+    state: State = DEFAULT_STATE,
+    base_port: Annotated[int, typer.Option(help="First of four ports; 0 takes free ones.")] = 7401,
+    base_model: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH or NAME=HUB-ID of a causal LM; may be repeated.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Inference engine: auto, vllm or transformers.")] = "auto",
+) -> None:
+    """Start Murmura on this machine: four services, state in one directory. Run it again to restart what died."""
+    from murmura.local import deployment
+    from murmura.local.layout import Layout
+
+    layout = Layout(state, _models(base_model or []), engine)
+    statuses = deployment.up(layout, base_port, report=typer.echo)
+    _show_status(statuses)
+    typer.echo("Murmura is up. Next: `murmura datasets`, or Client() in Python; `murmura down` stops it.")
+
+
+@app.command()
+def status(state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
+    """Say which services run, where, and whether they serve. Exit code 1 when one does not."""
+    from murmura.local import deployment
+    from murmura.local.layout import Layout
+
+    statuses = deployment.status(Layout(state))
+    if as_json:
+        typer.echo(json.dumps([vars(item) for item in statuses]))
+    else:
+        _show_status(statuses)
+    if not all(item.serving for item in statuses):
+        typer.echo("Not all services run. Next: `murmura up`.", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def down(state: State = DEFAULT_STATE) -> None:
+    """Stop the services on this machine. Nothing is lost: `murmura up` goes on from here."""
+    from murmura.local import deployment
+    from murmura.local.layout import Layout
+
+    count = deployment.down(Layout(state), report=typer.echo)
+    typer.echo("Murmura is down." if count else "Murmura was not running.")
+
+
+@app.command()
+def doctor(state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
+    """Explain what is missing on this machine, and how to get it. Exit code 1 when something is needed."""
+    from murmura.local import doctor as checks
+    from murmura.local.layout import Layout
+
+    findings = checks.examine(Layout(state))
+    if as_json:
+        typer.echo(json.dumps([vars(item) for item in findings]))
+    else:
+        for item in findings:
+            typer.echo(f"{'✓' if item.ok else '✗'} {item.what}" + ("" if item.ok else f"\n    {item.remedy}"))
+    if any(not item.ok and item.needed for item in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def datasets(as_json: AsJson = False, role: Role = "analyst") -> None:
+    """List the datasets that you may use."""
+    found = [item.resource for item in _client(role).datasets()]
+    if as_json:
+        _print_messages(found)
+        return
+    for item in found:
+        typer.echo(f"{item.name}: {item.row_count} rows of {item.unit_count} privacy units, cap ε = {item.policy.epsilon:g}")
+    if not found:
+        typer.echo("No dataset yet. A steward registers one: Client(role='steward').register(…).")
+
+
+@budget.command("show")
+def budget_show(dataset: str, as_json: AsJson = False, role: Role = "analyst") -> None:
+    """Show a dataset's budget: cap, spent, pending, left."""
+    from murmura import display
+
+    account = _client(role).account(dataset)
+    if as_json:
+        _print_messages([account])
+    else:
+        display.show_account(account)
+
+
+@budget.command("history")
+def budget_history(dataset: str, as_json: AsJson = False, role: Role = "analyst") -> None:
+    """List the journal entries of a dataset's budget, oldest first."""
+    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
+
+    client = _client(role)
+    name = client.account(dataset).name
+    request = messages.ListEntriesRequest(account=name, page_size=1000)
+    entries = client.stub("ledger").call("ListEntries", request).entries
+    if as_json:
+        _print_messages(entries)
+        return
+    for entry in entries:
+        when = entry.create_time.ToDatetime().isoformat(" ", "seconds")
+        typer.echo(f"{entry.sequence:>5}  {when}  {entry.kind:<10} {entry.principal:<20} {entry.hash[:12]}")
+
+
+@budget.command("verify")
+def budget_verify(as_json: AsJson = False, role: Role = "analyst") -> None:
+    """Check the ledger's hash chain from the first entry to the last."""
+    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
+
+    answer = _client(role).stub("ledger").call("VerifyJournal", messages.VerifyJournalRequest(), timeout_s=300)
+    if as_json:
+        _print_messages([answer])
+    else:
+        typer.echo(f"✓ {answer.entries} entries, head {answer.receipt.head_hash}")
+
+
+@jobs.command("list")
+def jobs_list(as_json: AsJson = False, role: Role = "analyst") -> None:
+    """List jobs, newest first."""
+    from murmura import display
+
+    found = _client(role).jobs()
+    if as_json:
+        _print_messages(found)
+        return
+    for job in found:
+        promise = "no privacy" if job.plan.statement.unlimited else f"ε {job.plan.statement.epsilon:.4g}"
+        steps = f"{job.completed_steps}/{job.plan.steps}"
+        typer.echo(f"{job.name}  {display.state_name(job):<12} {steps:>9}  {promise:<11} {job.spec.frame.dataset}")
+
+
+@jobs.command("watch")
+def jobs_watch(name: str, role: Role = "analyst") -> None:
+    """Watch a job to its end. Ctrl-C lets go of it; it goes on."""
+    from murmura import display
+    from murmura.client import qualified
+    from murmura.evaluation import follow
+
+    client = _client(role)
+    display.show_result(follow(client, _job(client, qualified("trainingJobs", name))))
+
+
+@jobs.command("cancel")
+def jobs_cancel(name: str, role: Role = "analyst") -> None:
+    """Stop a job. What its worker has already run is charged."""
+    from murmura import display
+    from murmura.api.trainer.v1 import trainer_service_pb2 as messages
+    from murmura.client import qualified
+
+    client = _client(role)
+    request = messages.CancelTrainingJobRequest(name=qualified("trainingJobs", name))
+    request.request_id = client.request_id(request)
+    job = client.stub("trainer").call("CancelTrainingJob", request).training_job
+    typer.echo(f"{job.name}: {display.state_name(job)}; {job.stage}".rstrip("; "))
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="adapters/… or baseModels/….")],
+    prompt: str,
+    count: Annotated[int, typer.Option("-n", help="How many.")] = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    as_json: AsJson = False,
+    role: Role = "analyst",
+) -> None:
+    """Continue a prompt. Costs no privacy."""
+    from murmura.llm import Served
+
+    texts = Served(model, _client(role)).sample([prompt] * count, temperature=temperature, max_new_tokens=max_new_tokens)
+    typer.echo(json.dumps(texts, ensure_ascii=False) if as_json else "\n".join(prompt + text for text in texts))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from murmura import __version__
+
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command; a refusal is a sentence, not a traceback."""
+    try:
+        app()
+    except MurmuraError as error:
+        typer.echo(f"murmura: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _client(role: str) -> Any:
+    from murmura.client import Client
+
+    return Client(role=role)
+
+
+def _job(client: Any, name: str) -> Any:
+    from murmura.api.trainer.v1 import trainer_service_pb2 as messages
+
+    return client.stub("trainer").call("GetTrainingJob", messages.GetTrainingJobRequest(name=name)).training_job
+
+
+def _models(options: list[str]) -> dict[str, str]:
+    models = {}
+    for option in options:
+        name, separator, location = option.partition("=")
+        if not separator or not name or not location:
+            raise typer.BadParameter(f"{option!r} is not NAME=PATH or NAME=HUB-ID", param_hint="--base-model")
+        path = Path(location)
+        models[name] = str(path.resolve()) if path.exists() else location
+    return models
+
+
+def _print_messages(found: Any) -> None:
+    from google.protobuf.json_format import MessageToDict
+
+    typer.echo(json.dumps([MessageToDict(item) for item in found], ensure_ascii=False))
+
+
+def _show_status(statuses: Any) -> None:
+    for item in statuses:
+        word = "serving" if item.serving else "starting" if item.pid else "stopped"
+        typer.echo(f"  {item.service:<10} {word:<9} {item.endpoint:<22} {'pid ' + str(item.pid) if item.pid else ''}")

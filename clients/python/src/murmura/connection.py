@@ -1,0 +1,179 @@
+"""The wires between the SDK and the services.
+
+Everything that is the same for each call stands here: where a service is, who calls, how long to wait, when to try
+again. A local service that is being restarted is waited for; a call that could spend twice is never sent twice
+without the request id that makes it safe.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from murmura import errors
+
+SERVICES = ("dataset", "ledger", "trainer", "inference")
+PATIENCE_S = 90.0
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the services are and as whom they are called.
+
+    Attributes:
+        endpoints: service to `host:port`.
+        token: the bearer token.
+        secure: whether to use TLS.
+    """
+
+    endpoints: dict[str, str]
+    token: str
+    secure: bool
+
+    @property
+    def subject(self) -> str:
+        """Who the token says the caller is; the services check it, this is for display and request ids."""
+        try:
+            payload = self.token.split(".")[1]
+            claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        except (IndexError, ValueError):
+            return ""
+        return str(claims.get("sub", ""))
+
+
+def remote_profile(url: str, token: str | None) -> Profile:
+    """Make a profile of one endpoint that serves everything.
+
+    Args:
+        url: `grpcs://host:port` (TLS), or `grpc://127.0.0.1:port` on this machine.
+        token: a bearer token; `MURMURA_TOKEN` when unset.
+
+    Raises:
+        errors.InvalidInput: if there is no token, or it would travel in the clear.
+    """
+    scheme, separator, endpoint = url.partition("://")
+    if not separator:
+        scheme, endpoint = "grpcs", url
+    token = token or os.environ.get("MURMURA_TOKEN", "")
+    if not token:
+        raise errors.InvalidInput("No token: pass Client(url=..., token=...) or set MURMURA_TOKEN.")
+    host = endpoint.rpartition(":")[0].strip("[]") or endpoint
+    if scheme not in ("grpc", "grpcs"):
+        raise errors.InvalidInput(f"{url!r} is no Murmura address: write grpcs://host:port.")
+    if scheme == "grpc" and host not in ("localhost", "127.0.0.1", "::1"):
+        raise errors.InvalidInput(
+            f"A token would travel to {host} in the clear. Use grpcs://{endpoint}."
+        )
+    return Profile(dict.fromkeys(SERVICES, endpoint), token, scheme == "grpcs")
+
+
+def local_profile(role: str, path: str | Path | None = None) -> Profile:
+    """Read the profile that `murmura up` wrote.
+
+    Args:
+        role: `analyst`, `steward` or `operator`: whose token to use.
+        path: the profile file; by default `MURMURA_PROFILE`, else `.murmura/profile.json` here or above.
+
+    Raises:
+        errors.Unreachable: if there is none.
+    """
+    chosen = path or os.environ.get("MURMURA_PROFILE")
+    here = Path.cwd()
+    candidates = [Path(chosen)] if chosen else [p / ".murmura" / "profile.json" for p in (here, *here.parents)]
+    for candidate in candidates:
+        if candidate.exists():
+            facts = json.loads(candidate.read_text())
+            token = Path(facts["tokens"][role]).read_text().strip()
+            return Profile(dict(facts["endpoints"]), token, secure=False)
+    raise errors.Unreachable(
+        f"No Murmura found: {candidates[0]} does not exist. "
+        "Start one with `murmura up`, or name one: Client(url='grpcs://…', token='…')."
+    )
+
+
+class Connection:
+    """Calls to the services, as one caller.
+
+    Args:
+        profile: where and as whom.
+        patience_s: how long to wait for a service that is being restarted.
+    """
+
+    def __init__(self, profile: Profile, patience_s: float = PATIENCE_S) -> None:
+        self.profile = profile
+        self.patience_s = patience_s
+        self._channels: dict[str, grpc.Channel] = {}
+
+    def channel(self, service: str) -> grpc.Channel:
+        """Return the channel to a service, opened at first use."""
+        if service not in self._channels:
+            endpoint = self.profile.endpoints[service]
+            self._channels[service] = (
+                grpc.secure_channel(endpoint, grpc.ssl_channel_credentials(), _OPTIONS)
+                if self.profile.secure
+                else grpc.insecure_channel(endpoint, _OPTIONS)
+            )
+        return self._channels[service]
+
+    def call(self, service: str, method: Any, request: Any, timeout_s: float = 60.0) -> Any:
+        """Make a unary call; waits for a service that is being restarted.
+
+        Args:
+            service: its name.
+            method: takes a channel's stub method, for example `stub.GetDataset`.
+            request: a read, or a write with a request id: it may be sent again.
+            timeout_s: deadline of one attempt.
+
+        Raises:
+            errors.MurmuraError: whatever the service said.
+        """
+        return self._patiently(service, lambda: method(request, timeout=timeout_s, metadata=self._metadata()))
+
+    def stream(self, service: str, method: Any, request: Any, timeout_s: float | None = None) -> Iterator[Any]:
+        """Make a streaming call; an interruption is raised, not hidden.
+
+        Raises:
+            errors.MurmuraError: whatever the service said.
+        """
+        try:
+            yield from method(request, timeout=timeout_s, metadata=self._metadata())
+        except grpc.RpcError as error:
+            raise self._translate(error, service) from None
+
+    def close(self) -> None:
+        """Close the channels."""
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+
+    def _patiently(self, service: str, attempt: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return attempt()
+            except grpc.RpcError as error:
+                problem = self._translate(error, service)
+                restarting = isinstance(problem, errors.Unreachable) and error.code() == grpc.StatusCode.UNAVAILABLE
+                if not restarting or time.monotonic() > deadline:
+                    raise problem from None
+            time.sleep(0.5)
+
+    def _translate(self, error: grpc.RpcError, service: str) -> errors.MurmuraError:
+        return errors.from_rpc(error, service, self.profile.endpoints[service])
+
+    def _metadata(self) -> list[tuple[str, str]]:
+        return [("authorization", f"Bearer {self.profile.token}")]

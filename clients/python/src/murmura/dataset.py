@@ -1,0 +1,69 @@
+"""A private dataset, as an analyst sees it: its shape, its budget, and a remote frame over its rows."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+from murmura.api.dataset.v1 import dataset_pb2
+from murmura.api.dataset.v1 import expressions_pb2 as pb
+from murmura.frame import RemoteFrame
+
+if TYPE_CHECKING:
+    from murmura.api.ledger.v1 import ledger_pb2
+    from murmura.client import Client
+
+
+class RemoteDataset:
+    """A dataset that stays where it is.
+
+    Args:
+        client: who asks.
+        resource: what is public of it.
+    """
+
+    def __init__(self, client: Client, resource: dataset_pb2.Dataset) -> None:
+        self._client = client
+        self.resource = resource
+
+    @property
+    def name(self) -> str:
+        """`datasets/<id>`."""
+        return self.resource.name
+
+    @property
+    def account(self) -> ledger_pb2.Account:
+        """Its budget, as it stands now."""
+        return self._client.account(self.resource.account)
+
+    @property
+    def epsilon(self) -> float:
+        """The greatest target epsilon that one more job could be given."""
+        return self.account.left_epsilon
+
+    @property
+    def max_epsilon(self) -> float:
+        """The cap."""
+        return self.account.epsilon
+
+    def as_pandas(self) -> RemoteFrame:
+        """Return a remote frame: schema and mock rows, never private rows."""
+        return RemoteFrame(self._client, pb.Frame(dataset=self.name))
+
+    def __repr__(self) -> str:
+        r = self.resource
+        return (
+            f"<{r.name}: {r.row_count} rows of {r.unit_count} privacy units ({r.privacy_unit_column}), "
+            f"cap ε = {r.policy.epsilon:g} at δ = {r.policy.delta:g}>"
+        )
+
+    def _repr_html_(self) -> str:
+        account = self.account
+        share = min(1.0, account.spent_epsilon / account.epsilon) if account.epsilon else 1.0
+        colour = "#2e7d32" if share < 0.6 else "#ef6c00" if share < 0.9 else "#c62828"
+        return (
+            f"<p><b>{html.escape(self.name)}</b>, {self.resource.row_count} rows of "
+            f"{self.resource.unit_count} privacy units</p>"
+            f"<div style='width:20em;border:1px solid #888'><div style='width:{share:.0%};background:{colour};"
+            f"height:.8em'></div></div><small>ε = {account.spent_epsilon:.2f} of {account.epsilon:g} spent</small>"
+        )

@@ -1,0 +1,149 @@
+"""What a person sees: the plan, the progress bar, the budget, the result.
+
+Everything fits in 80 columns. Where the output is not a terminal, the bar becomes a few plain lines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from murmura.api.ledger.v1 import ledger_pb2
+    from murmura.api.trainer.v1 import trainer_pb2
+
+console = Console(highlight=False)
+BAR_WIDTH = 40
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    console.print(line, markup=False)
+
+
+def show_plan(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> None:
+    """Print what would happen, before anything is spent."""
+    console.print(plan_table(plan, spec))
+
+
+def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
+    """Return the plan as a table."""
+    from murmura.api.trainer.v1 import trainer_pb2
+
+    table = Table(title="Plan (nothing is spent yet)", title_justify="left", show_header=False, min_width=40)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    chosen, statement = plan.settings, plan.statement
+    table.add_row("data", f"{plan.row_count} rows of {plan.unit_count} privacy units of {spec.frame.dataset}")
+    table.add_row("model", f"{spec.base_model.removeprefix('baseModels/')}, LoRA rank {chosen.lora_rank}")
+    rate = f"learning rate {chosen.learning_rate:g}"
+    if statement.unlimited:
+        table.add_row("privacy", Text("none: this model may repeat what it read", style="bold red"))
+        table.add_row("training", f"{plan.steps} steps of {chosen.batch_size} rows, {rate}")
+        return table
+    mechanism, risk = statement.mechanism, statement.risk
+    promise = f"ε = {statement.epsilon:.4g} at δ = {statement.delta:.2g}"
+    table.add_row("promise", promise + (f"  (μ = {statement.mu:.3g})" if statement.mu else ""))
+    table.add_row(
+        "attacker",
+        f"at best finds {risk.true_positive_rate_at_0_1_percent:.1%} of the members at 0.1 % false alarms, "
+        f"{risk.true_positive_rate_at_1_percent:.1%} at 1 %",
+    )
+    clipping = trainer_pb2.Clipping.Name(chosen.clipping).removeprefix("CLIPPING_").lower()
+    table.add_row("noise", f"multiplier {mechanism.noise_multiplier:.4g}, {clipping} clipping at {chosen.clipping_norm:g}")
+    table.add_row(
+        "training",
+        f"{plan.steps} steps; each unit takes part with probability {mechanism.sampling_probability:.3g} "
+        f"(about {chosen.batch_size} of {plan.unit_count}), at most {chosen.max_rows_per_unit} rows; {rate}",
+    )
+    table.add_row("budget now", budget_bar(plan.spent_epsilon, plan.cap_epsilon))
+    after = f"ε = {plan.left_epsilon:.4g} is left for a job; after this one {plan.left_epsilon_after:.4g}"
+    table.add_row("", Text(after, style="" if plan.affordable else "bold red"))
+    return table
+
+
+def budget_bar(spent: float, cap: float) -> Text:
+    """Return a coloured bar of a budget."""
+    share = min(1.0, spent / cap) if cap > 0 else 1.0
+    filled = round(share * BAR_WIDTH)
+    colour = "green" if share < 0.6 else "yellow" if share < 0.9 else "red"
+    bar = Text("█" * filled, style=colour)
+    bar.append("░" * (BAR_WIDTH - filled), style="dim")
+    bar.append(f" ε {spent:.3g} of {cap:.3g}")
+    return bar
+
+
+def show_account(account: ledger_pb2.Account) -> None:
+    """Print a budget."""
+    console.print(Text(account.name, style="bold"))
+    console.print(budget_bar(account.spent_epsilon, account.epsilon))
+    say(f"left for one more job: ε = {account.left_epsilon:.4g} at δ = {account.delta:.2g}")
+    say(
+        f"units: {account.spent.units} spent, {account.pending.units} pending, of {account.capacity.units} "
+        f"(one unit: noise multiplier {account.unit.noise_multiplier:g}, "
+        f"sampling probability {account.unit.sampling_probability:g})"
+    )
+    allowed = "allowed" if account.unlimited_allowed else "not allowed"
+    say(f"jobs without privacy: {account.unlimited_jobs} recorded, {allowed}")
+
+
+def show_result(job: trainer_pb2.TrainingJob) -> None:
+    """Print the end of a successful job and what can be done with it."""
+    statement = job.statement
+    promise = "no privacy" if statement.unlimited else f"ε = {statement.epsilon:.4g}, δ = {statement.delta:.2g}"
+    console.print(Text("✓ ", style="bold green") + Text(f"{job.adapter} is served: {promise}"))
+    say("  model.sample(prompts=[…])   model.statement   " + f"murmura sample {job.adapter} '…'")
+
+
+def state_name(job: trainer_pb2.TrainingJob) -> str:
+    """Return a job's state as a word."""
+    from murmura.api.trainer.v1 import trainer_pb2
+
+    return trainer_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
+
+
+class progress:  # noqa: N801
+    """One bar for a job: steps, time left, budget. Plain lines where the output is no terminal."""
+
+    def __init__(self, job: trainer_pb2.TrainingJob) -> None:
+        self._total = job.plan.steps
+        self._said = -1
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[budget]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        statement = job.plan.statement
+        budget = "no privacy" if statement.unlimited else f"ε {statement.epsilon:.3g}"
+        self._task = self._bar.add_task("starting", total=self._total, budget=budget)
+
+    def update(self, job: trainer_pb2.TrainingJob) -> None:
+        """Show a job as it stands."""
+        word = state_name(job)
+        self._bar.update(self._task, completed=job.completed_steps, description=word)
+        tenth = 10 * job.completed_steps // max(1, self._total)
+        if not console.is_terminal and tenth != self._said:
+            self._said = tenth
+            say(f"{word}: {job.completed_steps} of {self._total} steps")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def __enter__(self) -> progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()

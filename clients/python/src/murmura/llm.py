@@ -1,0 +1,247 @@
+"""Models: what is fine-tuned, and what is sampled.
+
+`LLM(name).fit(X)` says what should be trained and does nothing yet; `murmura.eval` plans, pays and trains. After
+that, `sample` and `stream` are post-processing: they cost no more privacy, however often they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from murmura.errors import InvalidInput, MurmuraError
+from murmura.frame import RemoteFrame
+
+if TYPE_CHECKING:
+    from murmura.api.common.v1 import privacy_pb2
+    from murmura.api.trainer.v1 import trainer_pb2
+    from murmura.client import Client
+
+_SETTINGS = {
+    "epochs": float,
+    "batch_size": int,
+    "learning_rate": float,
+    "lora_rank": int,
+    "lora_alpha": float,
+    "max_length": int,
+    "max_rows_per_unit": int,
+    "clipping_norm": float,
+}
+
+
+class Sampler:
+    """Something that makes text: a base model or an adapter."""
+
+    def __init__(self, client: Client | None) -> None:
+        self._own_client = client
+
+    @property
+    def client(self) -> Client:
+        """Who asks."""
+        from murmura.client import newest
+
+        return self._own_client or newest()
+
+    def _served_name(self) -> str:
+        raise NotImplementedError
+
+    def sample(
+        self,
+        prompts: list[str] | str,
+        *,
+        temperature: float = 1.0,
+        max_new_tokens: int = 64,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: list[str] | None = None,
+    ) -> list[str]:
+        """Continue each prompt. Costs no privacy.
+
+        Args:
+            prompts: one text or several.
+            temperature: 0 takes the likeliest token.
+            max_new_tokens: most tokens to make for each.
+            top_p: nucleus.
+            seed: makes sampling repeatable; each prompt uses seed plus its index.
+            stop: texts that end an output.
+
+        Returns:
+            The continuations, without the prompts, in the order of the prompts.
+        """
+        from murmura.api.inference.v1 import inference_service_pb2 as messages
+
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
+            return []
+        options = _options(temperature, max_new_tokens, top_p, seed, stop)
+        request = messages.BatchGenerateRequest(model=self._served_name(), prompts=texts, options=options)
+        answers: dict[int, str] = {}
+        for answer in self._restartable("BatchGenerate", request):
+            if answer.HasField("error"):
+                raise MurmuraError(answer.error.message)
+            answers[answer.index] = answer.completion.text
+        return [answers[index] for index in range(len(texts))]
+
+    def stream(
+        self, prompt: str, *, temperature: float = 1.0, max_new_tokens: int = 64, seed: int | None = None
+    ) -> Iterator[str]:
+        """Continue a prompt, piece by piece as it is made."""
+        from murmura.api.inference.v1 import inference_service_pb2 as messages
+
+        request = messages.StreamGenerateRequest(
+            request=messages.GenerateRequest(
+                model=self._served_name(),
+                prompt=prompt,
+                options=_options(temperature, max_new_tokens, 1.0, seed, None),
+            )
+        )
+        for piece in self.client.stub("inference").stream("StreamGenerate", request):
+            if piece.text:
+                yield piece.text
+
+    def _restartable(self, method: str, request: Any) -> list[Any]:
+        """Collect a stream; sampling is free, so it starts over when the service is being restarted."""
+        import time
+
+        from murmura.errors import Unreachable
+
+        stub, patience = self.client.stub("inference"), self.client.connection.patience_s
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return list(stub.stream(method, request))
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(1.0)
+
+
+class Served(Sampler):
+    """Something that the inference service knows by name.
+
+    Args:
+        name: `adapters/<id>` or `baseModels/<id>`.
+        client: who asks; by default the client made last.
+    """
+
+    def __init__(self, name: str, client: Client | None = None) -> None:
+        super().__init__(client)
+        self.name = name
+
+    def _served_name(self) -> str:
+        return self.name
+
+
+class LLM(Sampler):
+    """A base model.
+
+    Args:
+        name: its public name, for example `murmura-base`.
+        client: who asks; by default the client made last.
+    """
+
+    def __init__(self, name: str, client: Client | None = None) -> None:
+        super().__init__(client)
+        self.name = name.removeprefix("baseModels/")
+
+    def fit(self, X: RemoteFrame, text_field: str = "text", **settings: float) -> Model:  # noqa: N803
+        """Say what should be trained; nothing runs before `murmura.eval`.
+
+        Args:
+            X: a remote frame.
+            text_field: the column that holds the text.
+            **settings: epochs, batch_size, learning_rate, lora_rank, lora_alpha, max_length, max_rows_per_unit,
+                clipping_norm. What is left out gets a default that works.
+
+        Raises:
+            InvalidInput: if a setting does not exist or the column does not.
+        """
+        if not isinstance(X, RemoteFrame):
+            raise InvalidInput(
+                f"fit takes a remote frame, not a {type(X).__name__}: client.dataset('…').as_pandas()."
+            )
+        if text_field not in X.columns:
+            raise InvalidInput(
+                f"No column {text_field!r} in this frame; it has {', '.join(X.columns)}. "
+                "Rename one, or pass text_field='…'."
+            )
+        if unknown := sorted(set(settings) - set(_SETTINGS)):
+            raise InvalidInput(f"No setting {', '.join(unknown)}. There are: {', '.join(_SETTINGS)}.")
+        return Model(self.name, X.copy(), text_field, settings)
+
+    def _served_name(self) -> str:
+        return f"baseModels/{self.name}"
+
+    def __repr__(self) -> str:
+        return f"<base model {self.name}>"
+
+
+class Model(Sampler):
+    """A fine-tuned model: before `murmura.eval` a wish, after it an adapter.
+
+    Args:
+        base: the base model's public name.
+        X: the rows.
+        text_field: the column that holds the text.
+        settings: what was chosen.
+    """
+
+    def __init__(self, base: str, X: RemoteFrame, text_field: str, settings: dict[str, Any]) -> None:  # noqa: N803
+        super().__init__(X.client)
+        self._base = base
+        self._frame = X
+        self._text_field = text_field
+        self._settings = {name: _SETTINGS[name](value) for name, value in settings.items()}
+        self.job: trainer_pb2.TrainingJob | None = None
+
+    def spec(self, target_epsilon: float | str) -> trainer_pb2.JobSpec:
+        """Return what the contracts call this job.
+
+        Args:
+            target_epsilon: a positive number, or "unlimited".
+        """
+        from murmura.api.trainer.v1 import trainer_pb2
+
+        spec = trainer_pb2.JobSpec(
+            base_model=f"baseModels/{self._base}",
+            frame=self._frame.proto,
+            text_column=self._text_field,
+            settings=trainer_pb2.Settings(**self._settings),
+        )
+        if target_epsilon == "unlimited":
+            spec.unlimited = True
+        elif isinstance(target_epsilon, int | float) and not isinstance(target_epsilon, bool):
+            spec.target_epsilon = float(target_epsilon)
+        else:
+            raise InvalidInput(f"target_epsilon is {target_epsilon!r}; give a positive number or 'unlimited'.")
+        return spec
+
+    @property
+    def statement(self) -> privacy_pb2.PrivacyStatement:
+        """What is promised about the trained adapter."""
+        return self._trained().statement
+
+    def _served_name(self) -> str:
+        return self._trained().adapter
+
+    def _trained(self) -> trainer_pb2.TrainingJob:
+        if self.job is None or not self.job.adapter:
+            raise MurmuraError(
+                "This model is not trained yet: murmura.eval(model, target_epsilon=…) shows the plan and trains it."
+            )
+        return self.job
+
+    def __repr__(self) -> str:
+        if self.job is None:
+            return f"<{self._base} on {self._frame.proto.dataset}, not trained; next: murmura.eval(model, …)>"
+        return f"<{self.job.adapter or self.job.name} of {self._base} on {self._frame.proto.dataset}>"
+
+
+def _options(
+    temperature: float, max_new_tokens: int, top_p: float, seed: int | None, stop: list[str] | None
+) -> Any:
+    from murmura.api.inference.v1 import inference_pb2
+
+    return inference_pb2.SamplingOptions(
+        temperature=temperature, max_tokens=max_new_tokens, top_p=top_p, seed=seed, stop=stop or []
+    )

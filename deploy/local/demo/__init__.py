@@ -1,0 +1,1 @@
+"""The story, end to end: `make demo`."""
