@@ -1,0 +1,1 @@
+"""The dataset service: private rows, and the one edge on which they leave."""

@@ -1,0 +1,64 @@
+"""From the contracts' frames to the pure ones."""
+
+from __future__ import annotations
+
+import hashlib
+
+from google.protobuf.message import Message
+
+from murmura.api.dataset.v1 import expressions_pb2 as pb
+from services.dataset import expressions as ex
+
+
+def operations(frame: pb.Frame) -> list[ex.Operation]:
+    """Return the operations of a frame.
+
+    Raises:
+        services.dataset.expressions.Rejected: if one is empty.
+    """
+    return [_operation(item) for item in frame.operations]
+
+
+def digest(frame: Message) -> str:
+    """Return the digest by which a job token names a frame."""
+    return hashlib.sha256(frame.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _operation(message: pb.Operation) -> ex.Operation:
+    kind = message.WhichOneof("kind")
+    if kind == "rename":
+        return ex.Rename(dict(message.rename.columns))
+    if kind == "assign":
+        return ex.Assign(message.assign.column, expression(message.assign.expression))
+    if kind == "select":
+        return ex.Select(tuple(message.select.columns))
+    if kind == "drop":
+        return ex.Drop(tuple(message.drop.columns))
+    if kind == "slice":
+        bounds = message.slice
+        return ex.Slice(
+            bounds.start if bounds.HasField("start") else None, bounds.stop if bounds.HasField("stop") else None
+        )
+    if kind == "filter":
+        return ex.Filter(expression(message.filter.predicate))
+    raise ex.Rejected("operation", "an operation is empty")
+
+
+def expression(message: pb.Expression) -> ex.Expression:
+    """Return an expression.
+
+    Raises:
+        services.dataset.expressions.Rejected: if a part is empty or not in this release.
+    """
+    kind = message.WhichOneof("kind")
+    if kind == "column":
+        return ex.Column(message.column)
+    if kind == "literal":
+        field = message.literal.WhichOneof("value")
+        if field == "timestamp_value":
+            raise ex.Rejected("literal", "timestamps are not in this release")
+        return ex.Literal(getattr(message.literal, field) if field else None)
+    if kind == "call":
+        name = pb.Function.Name(message.call.function).removeprefix("FUNCTION_")
+        return ex.Call(name, tuple(expression(item) for item in message.call.arguments))
+    raise ex.Rejected("expression", "an expression is empty")
