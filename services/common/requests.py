@@ -32,3 +32,8 @@ def reused(request_id: str) -> MurmuraError:
         "This request id was used before for something else. Make a new one for a new request.",
         {"request_id": request_id},
     )
+
+
+def frame_digest(frame: Message) -> str:
+    """Return the digest by which a job token names a frame: the trainer signs it, the dataset service compares."""
+    return hashlib.sha256(frame.SerializeToString(deterministic=True)).hexdigest()

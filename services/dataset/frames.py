@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
-from google.protobuf.message import Message
-
 from murmura.api.dataset.v1 import expressions_pb2 as pb
 from services.dataset import expressions as ex
 
@@ -17,11 +13,6 @@ def operations(frame: pb.Frame) -> list[ex.Operation]:
         services.dataset.expressions.Rejected: if one is empty.
     """
     return [_operation(item) for item in frame.operations]
-
-
-def digest(frame: Message) -> str:
-    """Return the digest by which a job token names a frame."""
-    return hashlib.sha256(frame.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _operation(message: pb.Operation) -> ex.Operation:

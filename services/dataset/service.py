@@ -17,11 +17,10 @@ from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, invalid
 from services.common.pages import page
-from services.common.requests import body_hash, reused
+from services.common.requests import body_hash, frame_digest, reused
 from services.common.upstream import Upstream
 from services.dataset import sources
 from services.dataset.catalogue import Catalogue, may_use, new_storage_id, with_units
-from services.dataset.frames import digest
 
 _NAMESPACE = uuid.UUID("d1f5a8f0-4f0d-5b8e-8a3a-1f7c0e9d2b44")
 DEFAULT_MOCK_ROWS = 5
@@ -130,7 +129,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
     async def ReadRows(self, request: pb.ReadRowsRequest, context: Any) -> AsyncIterator[pb.ReadRowsResponse]:
         """Stream rows to the one worker whose token names exactly this frame, while its reservation is pending."""
         claims = current_principal().claims
-        if claims.get("dataset") != request.frame.dataset or claims.get("frame_sha256") != digest(request.frame):
+        if claims.get("dataset") != request.frame.dataset or claims.get("frame_sha256") != frame_digest(request.frame):
             raise _mismatch(request.frame.dataset, "is for other rows")
         await self._require_pending(str(claims.get("reservation", "")), request.frame.dataset)
         described = await asyncio.to_thread(self._catalogue.describe, request.frame, current_principal())

@@ -1,0 +1,188 @@
+"""The life of a training job, as a pure state machine.
+
+Every transition is a function from job to job that refuses what cannot be; what a job's end means for its reservation
+is decided here too, in one place: nothing that may have touched rows is ever given back for free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+PROVISIONING, RUNNING, PUBLISHING, SUCCEEDED, FAILED, CANCELLED = (
+    "PROVISIONING RUNNING PUBLISHING SUCCEEDED FAILED CANCELLED".split()
+)
+TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
+
+
+class IllegalTransition(ValueError):
+    """The job is in a state that does not allow this.
+
+    Args:
+        state: the state that it is in.
+    """
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the job is {state.lower()}")
+        self.state = state
+
+
+class Fenced(ValueError):
+    """The worker belongs to an attempt that was given up."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job is about to end, once its reservation is resolved.
+
+    Attributes:
+        state: FAILED or CANCELLED.
+        cause: a name of the failure causes, for the sentence that the analyst reads.
+        attested_steps: steps that the worker attests; None where nobody can say.
+    """
+
+    state: str
+    cause: str
+    attested_steps: int | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job.
+
+    Attributes:
+        job_id: the last part of its name.
+        owner: who asked for it.
+        total_steps: what was planned.
+        state: one of the six.
+        attempt: from 1; a worker of an older one is fenced off.
+        completed_steps: as last reported.
+        reservation: in the ledger; empty until it is made.
+        ending: set while a job that has failed or was cancelled waits for its reservation to be resolved.
+        cancel_requested: whether someone asked to stop it.
+        stage: what goes on, for people.
+        created: seconds since the epoch.
+        started: when a worker began; 0 before.
+        ended: when it ended; 0 before.
+    """
+
+    job_id: str
+    owner: str
+    total_steps: int
+    state: str = PROVISIONING
+    attempt: int = 1
+    completed_steps: int = 0
+    reservation: str = ""
+    ending: Ending | None = None
+    cancel_requested: bool = False
+    stage: str = "reserving the budget"
+    created: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """`trainingJobs/<id>`."""
+        return f"trainingJobs/{self.job_id}"
+
+    @property
+    def adapter(self) -> str:
+        """`adapters/<id>`."""
+        return f"adapters/{self.job_id}"
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What becomes of a reservation.
+
+    Attributes:
+        release: give it back; nothing ran.
+        attested_steps: charge for these; None charges the plan in full.
+    """
+
+    release: bool
+    attested_steps: int | None = None
+
+
+def reserved(job: Job, reservation: str) -> Job:
+    """Note that the budget is set aside."""
+    _require(job, PROVISIONING)
+    return replace(job, reservation=reservation, stage="starting a worker")
+
+
+def begun(job: Job, attempt: int, now: float) -> Job:
+    """Note that a worker has taken the job; asking twice is no harm."""
+    _require(job, PROVISIONING, RUNNING)
+    _fence(job, attempt)
+    if job.state == RUNNING:
+        return job
+    return replace(job, state=RUNNING, started=now, stage="training")
+
+
+def progressed(job: Job, attempt: int, steps: int) -> Job:
+    """Note reported steps; they never go back and never exceed the plan."""
+    _require(job, RUNNING)
+    _fence(job, attempt)
+    return replace(job, completed_steps=max(job.completed_steps, min(steps, job.total_steps)))
+
+
+def uploaded(job: Job, attempt: int) -> Job:
+    """Note that the adapter has arrived. A job that is being stopped no longer takes one."""
+    _require(job, RUNNING)
+    _fence(job, attempt)
+    if job.ending is not None:
+        raise IllegalTransition(job.ending.state)
+    return replace(job, state=PUBLISHING, completed_steps=job.total_steps, stage="publishing the adapter")
+
+
+def published(job: Job, now: float) -> Job:
+    """Note that the budget is charged and the adapter is in the store."""
+    _require(job, PUBLISHING)
+    return replace(job, state=SUCCEEDED, ended=now, stage="")
+
+
+def cancelling(job: Job) -> Job:
+    """Note that someone asked to stop. What has its adapter already cannot be stopped."""
+    _require(job, PROVISIONING, RUNNING)
+    return replace(job, cancel_requested=True, stage="stopping")
+
+
+def ending(job: Job, cause: str, attested_steps: int | None) -> Job:
+    """Begin to end without an adapter."""
+    _require(job, PROVISIONING, RUNNING)
+    if job.ending is not None:
+        return job
+    state = CANCELLED if job.cancel_requested else FAILED
+    return replace(job, ending=Ending(state, cause, attested_steps), stage="settling the budget")
+
+
+def ended(job: Job, now: float) -> Job:
+    """Note that the reservation is resolved and the job is over."""
+    if job.ending is None:
+        raise IllegalTransition(job.state)
+    steps = job.ending.attested_steps
+    done = job.completed_steps if steps is None else min(steps, job.total_steps)
+    return replace(job, state=job.ending.state, completed_steps=done, ended=now, stage="")
+
+
+def resolution(job: Job) -> Resolution:
+    """Say what becomes of the reservation.
+
+    Nothing is given back once a worker has begun, except what it attests not to have run, and never once an adapter
+    exists. Without an attestation the plan is charged in full.
+    """
+    if job.state in (PUBLISHING, SUCCEEDED):
+        return Resolution(release=False)
+    if not job.started:
+        return Resolution(release=True)
+    steps = job.ending.attested_steps if job.ending else None
+    return Resolution(release=False, attested_steps=steps)
+
+
+def _require(job: Job, *states: str) -> None:
+    if job.state not in states:
+        raise IllegalTransition(job.state)
+
+
+def _fence(job: Job, attempt: int) -> None:
+    if attempt != job.attempt:
+        raise Fenced

@@ -1,0 +1,79 @@
+"""Between the trainer's jobs and the contracts' messages."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from murmura.api.common.v1 import errors_pb2
+from murmura.api.trainer.v1 import trainer_pb2
+from services.trainer import jobs
+from services.trainer.store import Record
+
+# What an analyst reads of a failure. Fixed sentences: a worker's own words could carry a row.
+_CAUSES = {
+    "STOPPED": "The job was stopped. The steps that had run are charged.",
+    "BASE_MODEL": "The base model could not be loaded, or has no layer that can be adapted. Choose another one.",
+    "OUT_OF_MEMORY": "Memory ran out. Choose a smaller batch_size or max_length, or a larger machine.",
+    "ROWS_UNAVAILABLE": "The dataset service did not give the rows. Try again; if it persists, ask the operator.",
+    "INTERNAL": "The worker ended without saying why; its plan is charged in full. The operator finds its log.",
+}
+
+
+def job_message(record: Record) -> trainer_pb2.TrainingJob:
+    """Return a job as a message."""
+    job = record.job
+    message = trainer_pb2.TrainingJob(
+        name=job.name,
+        spec=record.spec,
+        plan=record.plan,
+        state=trainer_pb2.JobState.Value(f"JOB_STATE_{job.state}"),
+        stage=job.stage,
+        completed_steps=job.completed_steps,
+        reservation=job.reservation,
+        owner=job.owner,
+        attempt=job.attempt,
+        create_time=_timestamp(job.created),
+    )
+    if job.started:
+        message.start_time.CopyFrom(_timestamp(job.started))
+    if job.ended:
+        message.end_time.CopyFrom(_timestamp(job.ended))
+    if job.state == jobs.SUCCEEDED:
+        message.adapter = job.adapter
+        message.statement.CopyFrom(record.plan.statement)
+    elif job.ending is not None and job.state in jobs.TERMINAL:
+        message.error.CopyFrom(
+            errors_pb2.ItemError(
+                code=10,  # ABORTED
+                reason=errors_pb2.ERROR_REASON_JOB_STATE,
+                message=_CAUSES[job.ending.cause],
+                metadata={"job": job.name, "state": job.state},
+            )
+        )
+    return message
+
+
+def assignment(record: Record, location: str) -> trainer_pb2.Assignment:
+    """Return what a worker must run."""
+    plan = record.plan
+    message = trainer_pb2.Assignment(
+        job=record.job.name,
+        attempt=record.job.attempt,
+        base_model=record.spec.base_model,
+        base_model_location=location,
+        frame=record.spec.frame,
+        text_column=record.spec.text_column or "text",
+        settings=plan.settings,
+        unit_count=plan.unit_count,
+    )
+    if plan.statement.unlimited:
+        message.unlimited_steps = plan.steps
+    else:
+        message.mechanism.CopyFrom(plan.statement.mechanism)
+    return message
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp

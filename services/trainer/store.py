@@ -1,0 +1,136 @@
+"""Jobs on disk: what must not be forgotten when the trainer dies. A SQLite file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from murmura.api.common.v1 import privacy_pb2
+from murmura.api.trainer.v1 import trainer_pb2
+from services.trainer.jobs import TERMINAL, Ending, Job
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    body_hash TEXT NOT NULL,
+    terminal INTEGER NOT NULL,
+    facts TEXT NOT NULL,
+    spec BLOB NOT NULL,
+    plan BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS witness (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    sequence INTEGER NOT NULL,
+    head_hash TEXT NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A job with what was asked and planned.
+
+    Attributes:
+        job: where it stands.
+        body_hash: digest of the request that made it.
+        spec: what was asked.
+        plan: what was planned.
+    """
+
+    job: Job
+    body_hash: str
+    spec: trainer_pb2.JobSpec
+    plan: trainer_pb2.Plan
+
+
+class JobStore:
+    """The jobs, and the newest ledger receipt that the trainer has seen.
+
+    Args:
+        path: made if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.touch(mode=0o600)
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.executescript(_SCHEMA)
+
+    def add(self, record: Record) -> None:
+        """Write a new job."""
+        self._connection.execute(
+            "INSERT INTO jobs (job_id, owner, body_hash, terminal, facts, spec, plan) VALUES (?, ?, ?, 0, ?, ?, ?)",
+            (
+                record.job.job_id,
+                record.job.owner,
+                record.body_hash,
+                _facts(record.job),
+                record.spec.SerializeToString(),
+                record.plan.SerializeToString(),
+            ),
+        )
+
+    def update(self, job: Job) -> None:
+        """Write where a job stands."""
+        self._connection.execute(
+            "UPDATE jobs SET facts = ?, terminal = ? WHERE job_id = ?",
+            (_facts(job), job.state in TERMINAL, job.job_id),
+        )
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job whose budget was refused: it never was one."""
+        self._connection.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+
+    def get(self, job_id: str) -> Record | None:
+        """Return a job, or None."""
+        found = self._select("WHERE job_id = ?", (job_id,))
+        return found[0] if found else None
+
+    def unfinished(self) -> list[Record]:
+        """Return the jobs that are not over, oldest first."""
+        return self._select("WHERE terminal = 0 ORDER BY number", ())
+
+    def newest_first(self) -> list[Record]:
+        """Return all jobs."""
+        return self._select("ORDER BY number DESC", ())
+
+    def witness(self) -> privacy_pb2.Receipt:
+        """Return the newest ledger receipt that was seen."""
+        row = self._connection.execute("SELECT sequence, head_hash FROM witness").fetchone()
+        return privacy_pb2.Receipt(sequence=row[0], head_hash=row[1]) if row else privacy_pb2.Receipt()
+
+    def saw(self, receipt: privacy_pb2.Receipt) -> None:
+        """Keep a receipt if it is the newest."""
+        self._connection.execute(
+            "INSERT INTO witness VALUES (1, ?, ?) ON CONFLICT (one) DO UPDATE "
+            "SET sequence = excluded.sequence, head_hash = excluded.head_hash WHERE excluded.sequence > sequence",
+            (receipt.sequence, receipt.head_hash),
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
+        rows = self._connection.execute(f"SELECT facts, body_hash, spec, plan FROM jobs {where}", values)  # noqa: S608
+        return [
+            Record(_job(facts), body, trainer_pb2.JobSpec.FromString(spec), trainer_pb2.Plan.FromString(plan))
+            for facts, body, spec, plan in rows
+        ]
+
+
+def _facts(job: Job) -> str:
+    return json.dumps(dataclasses.asdict(job))
+
+
+def _job(facts: str) -> Job:
+    values = json.loads(facts)
+    if values["ending"] is not None:
+        values["ending"] = Ending(**values["ending"])
+    return Job(**values)

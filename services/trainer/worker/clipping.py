@@ -1,0 +1,65 @@
+"""Bounding what one privacy unit can do to a step.
+
+Everything here works on whole-unit gradients, after the rows of a unit were combined: clipping rows one by one would
+let a unit with k rows weigh k times the norm that the ledger charges for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+STABILITY = 0.01
+
+
+class Clipping(StrEnum):
+    """How a unit's gradient g is bounded to the norm C.
+
+    FLAT: g · min(1, C / |g|) (Abadi et al., arXiv 1607.00133).
+    NORMALISED: g · C / (|g| + 0.01), always close to C (Bu et al., arXiv 2206.07136).
+    """
+
+    FLAT = "flat"
+    NORMALISED = "normalised"
+
+
+def clipped_sum(gradients: Sequence[Tensor], norm: float, clipping: Clipping) -> list[Tensor]:
+    """Bound each unit's gradient and add the units up.
+
+    Formal guarantee: leaving out one unit changes the result, all parameters taken together, by at most `norm` in L2
+    (up to rounding: norms are taken in double precision, products in the precision of the gradients). A unit with a
+    NaN or infinite entry adds exactly zero: it is overwritten, not multiplied by 0, since 0 · NaN is NaN and would
+    show that somebody's gradient was.
+
+    Args:
+        gradients: one tensor per parameter, shape (units, *parameter); float32 or better; non-finite units are
+            overwritten in place.
+        norm: C > 0.
+        clipping: how to bound.
+
+    Returns:
+        One float64 tensor per parameter, of the parameter's shape.
+    """
+    if any(g.dtype not in (torch.float32, torch.float64) for g in gradients):
+        raise TypeError("gradients are clipped in single precision or better")
+    norms = unit_norms(gradients)
+    finite = torch.isfinite(norms)
+    if clipping is Clipping.FLAT:
+        factors = norm / norms.clamp(min=norm)
+    else:
+        factors = norm / (norms + STABILITY)
+    factors = torch.where(finite, factors, torch.zeros_like(factors))
+    sums = []
+    for gradient in gradients:
+        zeroed = gradient.masked_fill_(~finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
+        sums.append(torch.tensordot(factors.to(zeroed.dtype), zeroed, dims=1).double())
+    return sums
+
+
+def unit_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each unit's gradient over all parameters; float64, shape (units,)."""
+    parts = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients]
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0)

@@ -1,0 +1,241 @@
+"""DP-LoRA: the steps of a private run.
+
+A run binds sampler, per-unit gradients, clipping, noise and optimizer into the one mechanism that the ledger has been
+charged for: `steps` compositions of the Poisson-subsampled Gaussian. Its only output is the model. No loss, norm,
+batch size or clipped fraction is computed for anyone to see: each is a function of private rows that nobody paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from services.trainer.worker.clipping import Clipping, clipped_sum
+from services.trainer.worker.data import Unit, micro_batches
+from services.trainer.worker.lora import UnitGradients, UnsupportedModelError
+from services.trainer.worker.loss import sequence_losses
+from services.trainer.worker.noise import GaussianNoise
+from services.trainer.worker.sampling import PoissonSampler
+from services.trainer.worker.streams import RunKey
+
+OnStep = Callable[[int], None]
+
+
+class AdapterUnmovedError(RuntimeError):
+    """Training ended with an adapter where it began, or not finite: what was trained is not what would be saved."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """A private run. All of it is public.
+
+    Attributes:
+        steps: T, fixed; nothing ends a run early.
+        expected_batch_units: the sum of a step is divided by this, whatever the true batch; q times the slots.
+        sampling_probability: q.
+        noise_multiplier: standard deviation of the noise over the clipping norm.
+        clipping_norm: C, the L2 bound on a unit's gradient.
+        clipping: how it is bounded.
+        learning_rate: constant.
+        max_rows_per_unit: most rows of a unit that take part.
+        max_length: longest row in tokens.
+        adam_betas: decay of Adam's two moments.
+        micro_batch_tokens: tokens of one forward; changes speed and memory, not the result.
+        gradient_memory_bytes: memory for per-unit gradients; likewise.
+    """
+
+    steps: int
+    expected_batch_units: float
+    sampling_probability: float
+    noise_multiplier: float
+    clipping_norm: float = 1.0
+    clipping: Clipping = Clipping.NORMALISED
+    learning_rate: float = 2e-3
+    max_rows_per_unit: int = 4
+    max_length: int = 256
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    micro_batch_tokens: int = 4096
+    gradient_memory_bytes: int = 1 << 29
+
+    def __post_init__(self) -> None:
+        positive = {
+            name: getattr(self, name)
+            for name in (
+                "steps",
+                "expected_batch_units",
+                "sampling_probability",
+                "clipping_norm",
+                "learning_rate",
+                "max_rows_per_unit",
+                "max_length",
+                "micro_batch_tokens",
+                "gradient_memory_bytes",
+            )
+        }
+        for name, value in positive.items():
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, not {value}")
+        if not 0 <= self.noise_multiplier < float("inf"):
+            raise ValueError(f"noise_multiplier must be finite and not negative: {self.noise_multiplier}")
+        if self.sampling_probability > 1:
+            raise ValueError(f"sampling_probability must be at most 1: {self.sampling_probability}")
+
+
+class PrivateRun:
+    """The state of a private run between steps.
+
+    Formal guarantee: for datasets that differ in one unit being zeroed out, the sequence of models after each step is
+    `steps` adaptive compositions of the Gaussian mechanism with the given noise multiplier on a Poisson sample with
+    the given probability.
+
+    Args:
+        model: a PEFT model with a LoRA adapter; trained in place.
+        units: every slot of the dataset, each with at most `max_rows_per_unit` rows.
+        settings: the run.
+        key: its randomness.
+
+    Raises:
+        ValueError: if a unit holds more rows, or longer ones, than the settings allow.
+        UnsupportedModelError: if an adapter would receive no gradient; found on a public sequence, before any row.
+    """
+
+    def __init__(
+        self, model: nn.Module, units: Sequence[Unit], settings: TrainingSettings, key: RunKey
+    ) -> None:
+        if any(len(unit.rows) > settings.max_rows_per_unit for unit in units):
+            raise ValueError("a unit holds more rows than max_rows_per_unit")
+        if any(len(row) > settings.max_length for unit in units for row in unit.rows):
+            raise ValueError("a row is longer than max_length")
+        self._model = model.eval()  # dropout, if the base has any, would only add noise of no worth
+        self._units = units
+        self._settings = settings
+        self._gradients = UnitGradients(model)
+        self._sampler = PoissonSampler(
+            key.stream("sampling"), len(units), settings.sampling_probability
+        )
+        self._noise = GaussianNoise(
+            key.stream("noise"), settings.noise_multiplier * settings.clipping_norm
+        )
+        self._optimizer = torch.optim.Adam(
+            self._gradients.parameters, lr=settings.learning_rate, betas=settings.adam_betas
+        )
+        self._probe()
+        self.completed_steps = 0
+
+    def step(self) -> None:
+        """Take one logical step. An empty sample adds its noise and moves the model like any other."""
+        sampled = [self._units[index] for index in self._sampler.draw()]
+        parameters = self._gradients.parameters
+        update = self._sum_of_clipped(sampled)
+        for parameter, total in zip(parameters, update, strict=True):
+            self._noise.add_(total)
+            parameter.grad = (total / self._settings.expected_batch_units).to(parameter.dtype)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.completed_steps += 1
+
+    def _sum_of_clipped(self, sampled: Sequence[Unit]) -> list[Tensor]:
+        """Return the sum over `sampled` of bounded gradients, one float64 tensor per parameter."""
+        totals = [torch.zeros_like(p, dtype=torch.float64) for p in self._gradients.parameters]
+        settings = self._settings
+        together = max(1, settings.gradient_memory_bytes // self._gradients.bytes_per_unit)
+        for start in range(0, len(sampled), together):
+            self._collect(sampled[start : start + together])
+            bounded = clipped_sum(
+                self._gradients.gradients, settings.clipping_norm, settings.clipping
+            )
+            for total, part in zip(totals, bounded, strict=True):
+                total.add_(part)
+        return totals
+
+    def _collect(self, units: Sequence[Unit]) -> None:
+        """Leave the gradient of each unit's mean row loss in the buffers: whole units, before any clipping."""
+        device = self._gradients.parameters[0].device
+        self._gradients.begin(len(units))
+        with self._gradients.attached():
+            for batch in micro_batches(units, self._settings.micro_batch_tokens, device):
+                self._gradients.rows(batch.unit_of_row)
+                logits = self._model(input_ids=batch.input_ids, use_cache=False).logits
+                losses = sequence_losses(logits, batch.labels)
+                (losses * batch.weights.to(losses.dtype)).sum().backward()
+
+    def _probe(self) -> None:
+        """Check on a public sequence that every adapter receives a gradient; noise would hide that none does."""
+        public = np.arange(8, dtype=np.int64)
+        self._collect([Unit((public,))])
+        silent = self._gradients.silent_layers()
+        if silent:
+            raise UnsupportedModelError(f"{len(silent)} adapters get no gradient, first {silent[0]}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a bit-exact resume needs, randomness included. Secret: only ever stored encrypted."""
+        return {
+            "completed_steps": self.completed_steps,
+            "parameters": [p.detach().clone() for p in self._gradients.parameters],
+            "optimizer": self._optimizer.state_dict(),
+            "sampler": self._sampler.state_dict(),
+            "noise": self._noise.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state: the following steps repeat bit by bit what would have followed."""
+        with torch.no_grad():
+            for parameter, saved in zip(
+                self._gradients.parameters, state["parameters"], strict=True
+            ):
+                parameter.copy_(saved)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._sampler.load_state_dict(state["sampler"])
+        self._noise.load_state_dict(state["noise"])
+        self.completed_steps = int(state["completed_steps"])
+
+
+def train_private(
+    model: nn.Module,
+    units: Sequence[Unit],
+    settings: TrainingSettings,
+    key: RunKey,
+    on_step: OnStep | None = None,
+) -> None:
+    """Train the model's adapters privately, for exactly `settings.steps` steps.
+
+    Args:
+        model: a PEFT model (`model.load_for_training`); trained in place.
+        units: every slot of the dataset (`data.group_units`).
+        settings: the run.
+        key: fresh randomness, used for this run only.
+        on_step: called with the number of finished steps, and nothing else. What it raises stops the run.
+
+    Raises:
+        AdapterUnmovedError: if an adapter is unchanged or not finite at the end.
+    """
+    run = PrivateRun(model, units, settings, key)
+    before = snapshot(model)
+    while run.completed_steps < settings.steps:
+        run.step()
+        if on_step is not None:
+            on_step(run.completed_steps)
+    check_moved(model, before)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the trainable parameters."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def check_moved(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Compare with an earlier snapshot.
+
+    Raises:
+        AdapterUnmovedError: names the first parameter that did not move or is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if name in before and (
+            torch.equal(parameter, before[name]) or not bool(torch.isfinite(parameter).all())
+        ):
+            raise AdapterUnmovedError(f"{name} did not move, or is not finite, after training")

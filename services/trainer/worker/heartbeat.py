@@ -1,0 +1,84 @@
+"""Heartbeats: a thread that says, on a fixed clock, how many steps were last reported.
+
+The clock is fixed and the steps move at fixed intervals, because the moment at which a step ends depends on how many
+rows were drawn into it: a finer report would be a side channel.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import grpc
+
+from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from services.trainer.worker.wire import Token
+
+PERIOD_S = 1.0
+REPORTS = 50
+
+
+class Stopped(Exception):
+    """The job was told to stop."""
+
+
+class Heartbeat:
+    """Reports steps and listens for a wish to stop.
+
+    Args:
+        stub: the trainer's WorkerService.
+        token: renewed here.
+        job: `trainingJobs/<id>`.
+        attempt: of this worker.
+        steps: planned.
+    """
+
+    def __init__(self, stub: Any, token: Token, job: str, attempt: int, steps: int) -> None:
+        self._stub = stub
+        self._token = token
+        self._job = job
+        self._attempt = attempt
+        self._interval = max(1, steps // REPORTS)
+        self._reported = 0
+        self._stop = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self.completed_steps = 0
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=10)
+
+    def stop(self) -> None:
+        """Stop before the next step."""
+        self._stop.set()
+
+    def on_step(self, completed: int) -> None:
+        """Note a finished step.
+
+        Raises:
+            Stopped: if the job was told to stop.
+        """
+        self.completed_steps = completed
+        if completed % self._interval == 0:
+            self._reported = completed
+        if self._stop.is_set():
+            raise Stopped
+
+    def _beat(self) -> None:
+        while not self._ended.wait(PERIOD_S):
+            request = pb.HeartbeatRequest(job=self._job, attempt=self._attempt, completed_steps=self._reported)
+            try:
+                answer = self._stub.Heartbeat(request, timeout=10, metadata=self._token.metadata())
+            except grpc.RpcError as error:
+                status: Any = error
+                if status.code() in (grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND):
+                    self._stop.set()
+                continue
+            self._token.text = answer.job_token
+            if answer.stop:
+                self._stop.set()

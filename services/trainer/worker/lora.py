@@ -1,0 +1,192 @@
+"""Per-unit gradients of LoRA adapters, formed inside the one ordinary backward pass.
+
+DP-SGD needs every unit's own gradient. For a LoRA layer that is small, rank x (d_in + d_out) numbers, and costs the
+same multiplications as the batch gradient that autograd would compute: only the sum over the batch is left out. So
+each adapted layer is given a backward that computes the per-row products, adds each row to its unit's buffer, and
+returns nothing for A and B. No second backward (ghost clipping), no hooks around the layer (Opacus), and the batch
+gradient never exists, so that no code can use it unclipped by mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+
+ADAPTER = "default"
+
+
+class UnsupportedModelError(RuntimeError):
+    """The model has something to train whose per-unit gradients are not known. Its message names public facts only."""
+
+
+class _Layer:
+    """One adapted layer: its A and B, and the buffers that hold their per-unit gradients."""
+
+    def __init__(self, name: str, module: Any) -> None:
+        self.name = name
+        self.module = module
+        self.a: nn.Parameter = module.lora_A[ADAPTER].weight
+        self.b: nn.Parameter = module.lora_B[ADAPTER].weight
+        self.scaling: float = module.scaling[ADAPTER]
+        self.gradients: list[Tensor] = []
+        self._room: list[Tensor] = []  # kept between steps: fresh pages cost more than the sums
+        self.captures = 0
+
+    def reset(self, units: int) -> None:
+        """Start anew with buffers of zeros for `units` units, in single precision or better."""
+        if not self._room or self._room[0].shape[0] < units:
+            self._room = [
+                parameter.new_empty(
+                    (units, *parameter.shape),
+                    dtype=torch.promote_types(parameter.dtype, torch.float32),
+                )
+                for parameter in (self.a, self.b)
+            ]
+        self.gradients = [room[:units].zero_() for room in self._room]
+        self.captures = 0
+
+    def add(self, unit_of_row: Tensor, a_rows: Tensor, b_rows: Tensor) -> None:
+        """Add per-row gradients, shape (rows, *parameter), to the buffers of the rows' units."""
+        for buffer, rows in zip(self.gradients, (a_rows, b_rows), strict=True):
+            buffer.index_add_(0, unit_of_row, rows.to(buffer.dtype))
+        self.captures += 1
+
+
+class _CapturingLora(torch.autograd.Function):
+    """(base output, x) -> base output + scaling · x Aᵀ Bᵀ; its backward adds per-row gradients to the layer's buffers.
+
+    The scaling is applied to the small tensors, and the sum is part of the multiplication: on a CPU the passes over
+    memory that this saves cost as much as the adapter itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, layer: _Layer, unit_of_row: Tensor
+    ) -> Tensor:
+        a = a.to(x.dtype)
+        scaled_b = (b * layer.scaling).to(x.dtype)
+        hidden = x @ a.T
+        ctx.save_for_backward(x, hidden, a, scaled_b, unit_of_row)
+        ctx.layer = layer
+        adapted = torch.addmm(base.flatten(0, 1), hidden.flatten(0, 1), scaled_b.T)
+        return adapted.view(base.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, a, scaled_b, unit_of_row = ctx.saved_tensors
+        outer = gradients[0]
+        inner = outer @ scaled_b
+        ctx.layer.add(unit_of_row, inner.mT @ x, outer.mT @ (hidden * ctx.layer.scaling))
+        return outer, (inner @ a if ctx.needs_input_grad[1] else None), None, None, None, None
+
+
+class UnitGradients:
+    """Collects the gradient of each privacy unit for every adapter of a PEFT model.
+
+    Formal guarantee: after `begin(units)` and any number of `rows(...)` + backward, buffer u of each parameter holds
+    the gradient, with respect to that parameter, of the sum of the back-propagated losses of unit u's rows, and
+    nothing of another unit's, provided that the losses are per row (`loss.sequence_losses`) and the model computes
+    each row from that row alone. Parameters' own `.grad` is never set.
+
+    Args:
+        model: a PEFT model with one LoRA adapter on linear layers; everything that requires a gradient must belong
+            to it.
+
+    Raises:
+        UnsupportedModelError: if something trainable is not a plain LoRA on a linear layer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [
+            _Layer(name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, LoraLinear)
+        ]
+        self._unit_of_row: Tensor | None = None
+        _check_supported(model, self._layers)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, in the order of `gradients`."""
+        return [parameter for layer in self._layers for parameter in (layer.a, layer.b)]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Per-unit gradients, one tensor (units, *parameter) per parameter."""
+        return [gradient for layer in self._layers for gradient in layer.gradients]
+
+    @property
+    def bytes_per_unit(self) -> int:
+        """Memory that one unit's gradient takes."""
+        return sum(p.numel() * max(4, p.element_size()) for p in self.parameters)
+
+    def begin(self, units: int) -> None:
+        """Forget what was collected and make room for `units` units."""
+        for layer in self._layers:
+            layer.reset(units)
+
+    def rows(self, unit_of_row: Tensor) -> None:
+        """Say to which unit (position in the buffers) each row of the next forward belongs; shape (rows,)."""
+        self._unit_of_row = unit_of_row
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Collect while inside: the layers' forward is ours. The model is as before afterwards."""
+        for layer in self._layers:
+            layer.module.forward = partial(self._forward, layer)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.module.forward
+
+    def silent_layers(self) -> list[str]:
+        """Return the names of layers whose gradient of B is zero, missing or not finite since `begin`."""
+        return [
+            layer.name
+            for layer in self._layers
+            if not layer.captures
+            or not bool(torch.isfinite(layer.gradients[1]).all())
+            or not bool(layer.gradients[1].any())
+        ]
+
+    def _forward(self, layer: _Layer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        unit_of_row = self._unit_of_row
+        if unit_of_row is None or x.dim() != 3 or x.shape[0] != unit_of_row.shape[0]:
+            raise UnsupportedModelError(
+                f"layer {layer.name} does not see its input row by row, so units cannot be told apart"
+            )
+        base = layer.module.base_layer(x, *args, **kwargs)
+        adapted = _CapturingLora.apply(base, x.to(base.dtype), layer.a, layer.b, layer, unit_of_row)
+        return cast(Tensor, adapted)
+
+
+def _check_supported(model: nn.Module, layers: list[_Layer]) -> None:
+    if not layers:
+        raise UnsupportedModelError("the model has no LoRA layer; nothing would be trained")
+    for layer in layers:
+        module = layer.module
+        plain = (
+            list(module.lora_A) == [ADAPTER]
+            and not module.lora_variant
+            and not module.merged
+            and isinstance(module.lora_dropout[ADAPTER], nn.Identity)
+            and module.lora_B[ADAPTER].bias is None
+        )
+        if not plain:
+            raise UnsupportedModelError(
+                f"layer {layer.name}: only one plain LoRA (no DoRA, bias, dropout or merge) can be trained privately"
+            )
+    known = {id(p) for layer in layers for p in (layer.a, layer.b)}
+    unknown = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    if unknown:
+        raise UnsupportedModelError(f"{unknown[0]} requires a gradient but is not part of a LoRA layer")
+    frozen = [layer.name for layer in layers if not (layer.a.requires_grad and layer.b.requires_grad)]
+    if frozen:
+        raise UnsupportedModelError(f"the adapter of {frozen[0]} is frozen")

@@ -1,0 +1,146 @@
+"""Loading a base model, giving it a LoRA adapter, and saving that adapter the way everyone reads it.
+
+Any causal language model that transformers can load will do. What is saved is a standard PEFT directory, which vLLM,
+peft and transformers load as it is, and which names the base model by its public name: the path that this worker
+happened to load it from is nobody's business.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ALL_LINEAR = "all-linear"
+
+
+class BaseModelError(RuntimeError):
+    """The base model cannot be loaded or adapted. Its message names public facts only."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What the adapter is. Public.
+
+    Attributes:
+        rank: r.
+        alpha: the adapter's output is scaled by alpha / rank.
+        targets: names of linear layers; the default is all but the output head.
+        seed: of the initial A, which is public and says nothing about the data.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model, frozen, with its tokenizer, on its device."""
+
+    model: Any
+    tokenizer: Any
+
+
+def default_device() -> torch.device:
+    """Return the accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the processor multiplies it natively, else single precision.
+
+    This is the precision of the frozen base alone. Adapters, clipping, sums and noise are in single precision or better
+    everywhere.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = any(torch.cpu.get_capabilities().get(flag) for flag in ("amx_bf16", "avx512_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_base(
+    location: str, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> BaseModel:
+    """Load a base model and its tokenizer.
+
+    Args:
+        location: a local directory or a hub id.
+        device: the default is `default_device()`.
+        dtype: of the frozen weights; the default is `default_dtype(device)`.
+
+    Raises:
+        BaseModelError: if it cannot be loaded, or its tokenizer does not fit it.
+    """
+    device = device or default_device()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype or default_dtype(device), attn_implementation=__import__('os').environ.get('ATT','sdpa'))
+    except (OSError, ValueError, ImportError) as error:
+        raise BaseModelError(
+            f"the base model could not be loaded as a causal language model: {type(error).__name__}"
+        ) from error
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise BaseModelError("the tokenizer has more tokens than the base model has embeddings")
+    model.requires_grad_(False)
+    return BaseModel(model.to(device), tokenizer)
+
+
+def add_adapter(base: BaseModel, settings: LoraSettings) -> Any:
+    """Wrap a loaded base model with a fresh LoRA adapter (which changes nothing until it is trained).
+
+    The base is on its device already: PEFT would otherwise place the adapter elsewhere.
+
+    Returns:
+        The PEFT model, to be trained and saved.
+
+    Raises:
+        BaseModelError: if the model has none of the target layers.
+    """
+    targets = settings.targets
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        try:
+            return get_peft_model(base.model, config)
+        except ValueError as error:
+            raise BaseModelError("the base model has no layer to adapt") from error
+
+
+def load_adapter(base: BaseModel, directory: Path) -> Any:
+    """Put a saved adapter on a loaded base model, for evaluation."""
+    return PeftModel.from_pretrained(base.model, str(directory)).eval()
+
+
+def save_adapter(model: Any, directory: Path, base_model_name: str) -> None:
+    """Write `adapter_model.safetensors` (single precision) and `adapter_config.json`, nothing else.
+
+    Args:
+        model: from `add_adapter`.
+        directory: made if missing.
+        base_model_name: the public name to record.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.peft_config["default"].base_model_name_or_path = base_model_name
+    # Without `False`, PEFT asks the hub whether the vocabulary was resized.
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+    config_file = directory / "adapter_config.json"
+    config = json.loads(config_file.read_text())
+    config["target_modules"] = sorted(config["target_modules"])  # a set, whose order is not ours
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,94 @@
+"""Ordinary LoRA fine-tuning, without privacy, for the jobs that a steward's policy allows it to.
+
+It exists to be compared with: same adapter, same data, the customary recipe (shuffled mini-batches, AdamW, every row).
+What it trains remembers rows and can recite them, which is why the ledger calls such a job unlimited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.trainer.worker.data import pad
+from services.trainer.worker.engine import OnStep, check_moved, snapshot
+from services.trainer.worker.loss import sequence_losses
+
+
+@dataclass(frozen=True)
+class PlainSettings:
+    """A run without privacy.
+
+    Attributes:
+        steps: number of optimizer steps; passes over the rows are ceil(rows / batch_rows) steps each.
+        batch_rows: rows of a mini-batch.
+        learning_rate: constant.
+        weight_decay: AdamW's.
+        max_length: longest row in tokens, as the rows were encoded.
+        seed: of the shuffling.
+    """
+
+    steps: int
+    batch_rows: int = 12
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    max_length: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_rows) < 1 or not self.learning_rate > 0:
+            raise ValueError("steps, batch_rows and learning_rate must be positive")
+
+
+def train_plain(
+    model: Any,
+    rows: Sequence[NDArray[np.int64]],
+    settings: PlainSettings,
+    on_step: OnStep | None = None,
+) -> None:
+    """Train the model's adapters on shuffled mini-batches of rows. Gives no privacy whatsoever.
+
+    Args:
+        model: from `model.add_adapter`; trained in place.
+        rows: tokenised rows (`data.encode_rows`); empty ones are left out.
+        settings: the run.
+        on_step: called with the number of finished steps, and nothing else. What it raises stops the run.
+
+    Raises:
+        ValueError: if there are no rows.
+        AdapterUnmovedError: if an adapter is unchanged or not finite at the end.
+    """
+    kept = [row for row in rows if len(row) > 1]
+    if not kept:
+        raise ValueError("there are no rows to train on")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    before = snapshot(model)
+    batches = _shuffled_batches(kept, settings)
+    model.eval()  # dropout is 0 in the adapter and of no use in a frozen base
+    for step in range(1, settings.steps + 1):
+        input_ids, labels = pad(next(batches), trained[0].device)
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        sequence_losses(logits, labels).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if on_step is not None:
+            on_step(step)
+    check_moved(model, before)
+
+
+def _shuffled_batches(
+    rows: Sequence[NDArray[np.int64]], settings: PlainSettings
+) -> Iterator[list[NDArray[np.int64]]]:
+    """Yield mini-batches for ever, every row once per pass."""
+    generator = np.random.default_rng(settings.seed)
+    while True:
+        order = generator.permutation(len(rows))
+        for start in range(0, len(rows), settings.batch_rows):
+            yield [rows[index] for index in order[start : start + settings.batch_rows]]

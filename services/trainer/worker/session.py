@@ -1,0 +1,162 @@
+"""One job, from its assignment to its adapter: the only module in which the engine meets the network."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pyarrow as pa
+
+from murmura.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
+from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
+from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from services.trainer.worker.clipping import Clipping
+from services.trainer.worker.data import encode_rows, group_units
+from services.trainer.worker.engine import TrainingSettings, train_private
+from services.trainer.worker.heartbeat import Heartbeat, Stopped
+from services.trainer.worker.model import BaseModelError, LoraSettings, add_adapter, load_base, save_adapter
+from services.trainer.worker.plain import PlainSettings, train_plain
+from services.trainer.worker.streams import RunKey
+from services.trainer.worker.wire import Token, connect, patiently
+
+CHUNK_BYTES = 1 << 19
+CALL_TIMEOUT_S = 30.0
+UPLOAD_TIMEOUT_S = 600.0
+
+
+class Session:
+    """A worker's work.
+
+    Args:
+        job: `trainingJobs/<id>`.
+        attempt: of this worker.
+        token: its job token.
+        trainer_endpoint: `host:port`.
+        dataset_endpoint: `host:port`.
+    """
+
+    def __init__(self, job: str, attempt: int, token: Token, trainer_endpoint: str, dataset_endpoint: str) -> None:
+        self._job = job
+        self._attempt = attempt
+        self._token = token
+        self._trainer = trainer_service_pb2_grpc.WorkerServiceStub(connect(trainer_endpoint))
+        self._dataset = dataset_service_pb2_grpc.DatasetServiceStub(connect(dataset_endpoint))
+
+    def run(self) -> bool:
+        """Do the job; returns whether its adapter was published.
+
+        A failure is reported as one of a few fixed causes: an exception's own words could quote a row.
+        """
+        assignment = self._assignment()
+        steps = assignment.mechanism.steps or assignment.unlimited_steps
+        cause = pb.FAILURE_CAUSE_INTERNAL
+        with Heartbeat(self._trainer, self._token, self._job, self._attempt, steps) as heartbeat:
+            signal.signal(signal.SIGTERM, lambda *_: heartbeat.stop())
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    self._train(assignment, heartbeat, Path(folder))
+                    self._upload(Path(folder), steps)
+                return True
+            except Stopped:
+                cause = pb.FAILURE_CAUSE_STOPPED
+            except BaseModelError:
+                cause = pb.FAILURE_CAUSE_BASE_MODEL
+            except MemoryError:
+                cause = pb.FAILURE_CAUSE_OUT_OF_MEMORY
+            except grpc.RpcError:
+                cause = pb.FAILURE_CAUSE_ROWS_UNAVAILABLE
+            except Exception:
+                self._give_up(cause, heartbeat.completed_steps)
+                raise
+            self._give_up(cause, heartbeat.completed_steps)
+        return False
+
+    def _train(self, assignment: trainer_pb2.Assignment, heartbeat: Heartbeat, out: Path) -> None:
+        chosen = assignment.settings
+        base = load_base(assignment.base_model_location)
+        model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
+        units, texts = self._rows(assignment)
+        rows = encode_rows(base.tokenizer, texts, chosen.max_length)
+        if assignment.HasField("mechanism"):
+            mechanism, key = assignment.mechanism, RunKey.generate()
+            settings = TrainingSettings(
+                steps=mechanism.steps,
+                expected_batch_units=mechanism.sampling_probability * assignment.unit_count,
+                sampling_probability=mechanism.sampling_probability,
+                noise_multiplier=mechanism.noise_multiplier,
+                clipping_norm=chosen.clipping_norm,
+                clipping=_CLIPPING[chosen.clipping],
+                learning_rate=chosen.learning_rate,
+                max_rows_per_unit=chosen.max_rows_per_unit,
+                max_length=chosen.max_length,
+            )
+            grouped = group_units(
+                rows, units, assignment.unit_count, chosen.max_rows_per_unit, key.stream("rows")
+            )
+            train_private(model, grouped, settings, key, heartbeat.on_step)
+        else:
+            plain = PlainSettings(
+                steps=assignment.unlimited_steps,
+                batch_rows=chosen.batch_size,
+                learning_rate=chosen.learning_rate,
+                max_length=chosen.max_length,
+            )
+            train_plain(model, rows, plain, heartbeat.on_step)
+        save_adapter(model, out, assignment.base_model.removeprefix("baseModels/"))
+
+    def _assignment(self) -> trainer_pb2.Assignment:
+        request = pb.GetAssignmentRequest(job=self._job)
+        answer = patiently(
+            lambda: self._trainer.GetAssignment(request, timeout=CALL_TIMEOUT_S, metadata=self._token.metadata())
+        )
+        assignment: trainer_pb2.Assignment = answer.assignment
+        return assignment
+
+    def _rows(self, assignment: trainer_pb2.Assignment) -> tuple[list[int], list[str]]:
+        """Read all rows of the frame; returns the unit and the text of each."""
+        request = dataset_service_pb2.ReadRowsRequest(frame=assignment.frame, text_column=assignment.text_column)
+
+        def read() -> tuple[list[int], list[str]]:
+            units: list[np.ndarray[Any, Any]] = []
+            texts: list[str] = []
+            for message in self._dataset.ReadRows(request, metadata=self._token.metadata()):
+                if message.arrow_ipc:
+                    table = pa.ipc.open_stream(message.arrow_ipc).read_all()
+                    units.append(table["unit"].to_numpy())
+                    texts.extend(table["text"].to_pylist())
+            return [int(unit) for part in units for unit in part], texts
+
+        return patiently(read)
+
+    def _upload(self, folder: Path, steps: int) -> None:
+        patiently(
+            lambda: self._trainer.UploadAdapter(
+                self._pieces(folder, steps), timeout=UPLOAD_TIMEOUT_S, metadata=self._token.metadata()
+            )
+        )
+
+    def _pieces(self, folder: Path, steps: int) -> Iterator[pb.UploadAdapterRequest]:
+        yield pb.UploadAdapterRequest(job=self._job, attempt=self._attempt, completed_steps=steps)
+        for path in sorted(folder.iterdir()):
+            with path.open("rb") as file:
+                name = path.name
+                while data := file.read(CHUNK_BYTES):
+                    yield pb.UploadAdapterRequest(file_name=name, data=data)
+                    name = ""
+
+    def _give_up(self, cause: Any, steps: int) -> None:
+        request = pb.ReportFailureRequest(job=self._job, attempt=self._attempt, attested_steps=steps, cause=cause)
+        patiently(
+            lambda: self._trainer.ReportFailure(request, timeout=CALL_TIMEOUT_S, metadata=self._token.metadata())
+        )
+
+
+_CLIPPING = {
+    trainer_pb2.CLIPPING_FLAT: Clipping.FLAT,
+    trainer_pb2.CLIPPING_NORMALISED: Clipping.NORMALISED,
+}

@@ -1,0 +1,75 @@
+"""Keyed random streams: where every random choice of a private run comes from.
+
+Differential privacy holds against whoever cannot predict the noise and the sampling. A general-purpose generator can
+be rebuilt from its output, so a run draws from AES-128 in counter mode under a key from the operating system. One
+master key gives an independent stream per purpose (sampling, noise, row choice): no choice can then be learned from,
+or shifted by, another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from randomgen import AESCounter
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """The master key of one run. Its bytes never appear in `repr`, so they reach no log by accident.
+
+    Attributes:
+        secret: 32 bytes. They belong in the worker's memory and its encrypted checkpoint, nowhere else.
+    """
+
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != KEY_BYTES:
+            raise ValueError(f"a run key has {KEY_BYTES} bytes; make one with RunKey.generate()")
+
+    @classmethod
+    def generate(cls) -> RunKey:
+        """Return a fresh key from the operating system's generator."""
+        return cls(secrets.token_bytes(KEY_BYTES))
+
+    def stream(self, purpose: str) -> KeyedStream:
+        """Return the stream of one purpose, from its beginning. Streams of different purposes are independent."""
+        digest = hashlib.blake2b(purpose.encode(), key=self.secret, digest_size=16).digest()
+        return KeyedStream(int.from_bytes(digest, "little"))
+
+
+class KeyedStream:
+    """AES-128 in counter mode as a source of uniform integers and normals, with a state that can be saved."""
+
+    def __init__(self, key: int) -> None:
+        self._bits = AESCounter(key=key, counter=0)
+        self._generator = np.random.Generator(self._bits)
+
+    def uint64(self, count: int) -> NDArray[np.uint64]:
+        """Return `count` uniform 64-bit integers, shape (count,)."""
+        drawn: NDArray[np.uint64] = self._bits.random_raw(count)
+        return drawn
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """Return `count` standard normals in double precision, shape (count,)."""
+        return self._generator.standard_normal(count)
+
+    def shuffled(self, count: int) -> NDArray[np.int64]:
+        """Return a uniform permutation of `range(count)`: the order of `count` 64-bit integers."""
+        return np.argsort(self.uint64(count), kind="stable")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the exact position and key of the stream. As secret as the key itself."""
+        state: dict[str, Any] = self._bits.state
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a saved position; the next draws repeat bit by bit."""
+        self._bits.state = state
