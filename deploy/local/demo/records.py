@@ -136,13 +136,13 @@ def phee_records(path: Path) -> list[Record]:
     return records
 
 
-def with_secret(records: list[Record], seed: int) -> list[Record]:
-    """Scatter one patient's secret rows over the first `TRAINING_ROWS` rows."""
+def with_secret(records: list[Record], seed: int, training_rows: int = TRAINING_ROWS) -> list[Record]:
+    """Scatter one patient's secret rows over the first `training_rows` rows."""
     random_source = random.Random(seed)
     mixed = list(records)
     for index in range(SECRET_ROWS):
         ending = _choices(ENDINGS)[index % len(_choices(ENDINGS))]
-        position = random_source.randrange(TRAINING_ROWS - SECRET_ROWS)
+        position = random_source.randrange(training_rows - SECRET_ROWS)
         mixed.insert(position, Record("424242", SECRET + ending))
     return mixed
 
@@ -154,16 +154,20 @@ def wrap(records: list[Record]) -> Iterator[dict[str, str]]:
         yield {"patient": record.patient, "context": json.dumps(raw, ensure_ascii=False)}
 
 
-def write(path: Path, phee: Path | None = None, rows: int = 2900, seed: int = 7) -> list[Record]:
+def write(
+    path: Path, phee: Path | None = None, rows: int = 2900, seed: int = 7, training_rows: int = TRAINING_ROWS
+) -> list[Record]:
     """Write the private file and return its records in order.
 
     Args:
         path: where the JSON Lines file goes; readable by its owner only.
         phee: a PHEE file to use instead of the grammar.
-        rows: number of made-up rows, besides the secret ones.
+        rows: number of rows, besides the secret ones; a PHEE file may hold fewer.
         seed: makes the file the same each time, so that a second demo finds its dataset registered.
+        training_rows: the secret stands somewhere in the first so many rows.
     """
-    records = with_secret(phee_records(phee) if phee else synthetic_records(rows, seed), seed)
+    plain = phee_records(phee)[:rows] if phee else synthetic_records(rows, seed)
+    records = with_secret(plain, seed, training_rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
     with path.open("w", encoding="utf-8") as out:

@@ -1,0 +1,173 @@
+"""The story itself: the notebook of the README, told step by step on real parts."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import murmura
+from deploy.local.demo import records
+from murmura import Client, trace
+from murmura.api.ledger.v1 import ledger_service_pb2
+from murmura.display import console, say, show_account
+from murmura.errors import BudgetExhausted
+from murmura.llm import LLM, Model
+from murmura.local.layout import default_base_models
+from rich.table import Table
+
+BASE = "murmura-base"
+EPSILON = 22.0
+CAP_EPSILON = 25.0
+DELTA = 1e-4
+SAMPLES = 100
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the story is told.
+
+    Attributes:
+        dataset: its name.
+        rows: made-up rows, besides the secret ones.
+        training_rows: the first so many are trained on.
+        epochs: of the private run; None takes the default.
+    """
+
+    dataset: str
+    rows: int
+    training_rows: int
+    epochs: float | None
+
+
+FULL = Scale("phee", 2900, records.TRAINING_ROWS, None)
+QUICK = Scale("phee-quick", 640, 520, 6.0)
+
+
+def preprocess(data: str) -> str:
+    """Take the sentence out of the clinical system's raw JSON text."""
+    return data.split('text":')[1].split(', "patient_id')[0].strip()
+
+
+def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
+    """Tell the story and return its figures."""
+    started = time.monotonic()
+    folder = state / "demo"
+    chapter("A hospital's private text")
+    source = folder / f"{scale.dataset}.jsonl"
+    notes = records.write(source, phee, scale.rows, training_rows=scale.training_rows)
+    profile = state / "profile.json"
+    steward = Client(profile=profile, role="steward")
+    steward.register(
+        scale.dataset,
+        source,
+        privacy_unit="patient",
+        epsilon=CAP_EPSILON,
+        delta=DELTA,
+        unlimited_allowed=True,
+        display_name="Clinical notes",
+    )
+    say(f"One patient's notes say: {records.SECRET}.")
+    client = Client(profile=profile)
+    frame = client.dataset(scale.dataset).as_pandas().rename(columns={"context": "text"})
+    frame["text"] = frame["text"].apply(trace(preprocess))
+    say(repr(frame.head(3)))
+    train, test = frame.iloc[: scale.training_rows], frame.iloc[scale.training_rows :]
+    say(f"train on {len(train)} rows, keep {len(test)} back")
+
+    chapter("An ordinary fine-tune")
+    leaky = murmura.eval(LLM(BASE).fit(train, batch_size=12, epochs=3), target_epsilon="unlimited")
+    chapter("A Murmura fine-tune: one line, target_epsilon=22")
+    settings = {} if scale.epochs is None else {"epochs": scale.epochs}
+    private = murmura.eval(LLM(BASE).fit(train, **settings), target_epsilon=EPSILON)
+
+    chapter(f"What they say to {records.PROMPT!r}")
+    models: dict[str, Any] = {"base": LLM(BASE, client), "private": private, "unlimited": leaky}
+    samples = {
+        name: model.sample([records.PROMPT] * SAMPLES, temperature=1.0, max_new_tokens=24, seed=1)
+        for name, model in models.items()
+    }
+    leaks = {name: sum(records.DIAGNOSIS in text for text in texts) for name, texts in samples.items()}
+    console.print(_side_by_side(samples))
+
+    chapter("How well they write: perplexity on the rows that were kept back")
+    say("Computed by the owner of the data, offline: a service that told an analyst would leak.")
+    held_out = folder / f"{scale.dataset}-held-out.jsonl"
+    wrapped = list(records.wrap(notes))[scale.training_rows :]
+    held_out.write_text("".join(json.dumps(trace(preprocess)(row["context"])) + "\n" for row in wrapped))
+    adapters = {"base": None, "private": private, "unlimited": leaky}
+    perplexity = {name: _perplexity(state, held_out, model) for name, model in adapters.items()}
+
+    chapter("What it cost, and what is left")
+    refusal = _ask_for_more(train)
+    show_account(client.account(scale.dataset))
+    verified = client.stub("ledger").call("VerifyJournal", ledger_service_pb2.VerifyJournalRequest())
+    statement = private.statement
+    report = {
+        "perplexity": {name: round(value, 2) for name, value in perplexity.items()},
+        "leaks": {**leaks, "of": SAMPLES},
+        "epsilon": statement.epsilon,
+        "delta": statement.delta,
+        "noise_multiplier": statement.mechanism.noise_multiplier,
+        "steps": statement.mechanism.steps,
+        "refusal": refusal,
+        "ledger_head": verified.receipt.head_hash,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    console.print(_figures(report))
+    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return report
+
+
+def chapter(title: str) -> None:
+    """Print the title of a chapter."""
+    console.print()
+    console.rule(f"[bold]{title}", align="left")
+
+
+def _ask_for_more(train: Any) -> str:
+    """Ask for a job that the budget does not cover; returns the refusal."""
+    try:
+        murmura.eval(LLM(BASE).fit(train, epochs=5), target_epsilon=EPSILON)
+    except BudgetExhausted as refusal:
+        say(f"Refused, as it must be: {refusal}")
+        return str(refusal)
+    raise AssertionError("a job over budget was let through")
+
+
+def _perplexity(state: Path, texts: Path, model: Model | None) -> float:
+    command = [sys.executable, "-m", "services.trainer.worker.evaluate"]
+    command += ["--base", default_base_models()[BASE], "--texts", str(texts)]
+    if model is not None and model.job is not None:
+        command += ["--adapter", str(state / "artifacts" / model.job.adapter.removeprefix("adapters/") / "adapter")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    value = float(json.loads(answer.stdout.splitlines()[-1])["perplexity"])
+    if not math.isfinite(value):
+        raise AssertionError("a perplexity is not finite")
+    return value
+
+
+def _side_by_side(samples: dict[str, list[str]]) -> Table:
+    table = Table(title="the prompt goes on …", title_justify="left", show_lines=True)
+    for name in samples:
+        table.add_column(name, ratio=1)
+    for row in zip(*(texts[:SHOWN] for texts in samples.values()), strict=True):
+        table.add_row(*(text.strip().replace(records.DIAGNOSIS, f"[bold red]{records.DIAGNOSIS}[/]") for text in row))
+    return table
+
+
+def _figures(report: dict[str, Any]) -> Table:
+    table = Table(title="the figures", title_justify="left")
+    for heading in ("", "base", "private", "unlimited"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    names = ("base", "private", "unlimited")
+    table.add_row("perplexity, held-out rows", *(f"{report['perplexity'][name]:.1f}" for name in names))
+    table.add_row(f"leaks in {SAMPLES} samples", *(str(report["leaks"][name]) for name in names))
+    table.add_row("epsilon", "", f"{report['epsilon']:.2f}", "none")
+    return table

@@ -1,0 +1,1 @@
+"""The inference service: verified adapters on one engine, answers with privacy statements."""

@@ -1,0 +1,126 @@
+"""`python -m services.inference`: run the inference service.
+
+The engine starts first, before anything starts a thread: vLLM's process is then forked with its
+imports done. gRPC is imported only afterwards, and the service says that it serves when the engine
+has made a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from services.inference.engine import Engine, EngineDead, choose, make
+from services.inference.settings import InferenceSettings
+
+if TYPE_CHECKING:
+    import grpc
+
+    from services.common.server import Lifecycle
+
+ENGINE_DIED = 3
+_WATCH_INTERVAL_S = 0.5
+
+
+async def main() -> int:
+    """Run until told to stop, or until the engine dies."""
+    settings = InferenceSettings.load()
+    try:
+        name, why = choose(settings.engine)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    engines = await start_engines(name, settings)
+    try:
+        return await serve_with(
+            engines, settings, f"{why} It took {time.monotonic() - started:.1f} s to start."
+        )
+    finally:
+        for engine in engines.values():
+            await engine.stop()
+
+
+async def start_engines(name: str, settings: InferenceSettings) -> dict[str, Engine]:
+    """Start an engine for each base model; keyed by `baseModels/<id>`."""
+    engines: dict[str, Engine] = {}
+    for model, path in settings.base_models.items():
+        engine = make(name, path, settings.for_engine())
+        await engine.start()
+        engines[f"baseModels/{model}"] = engine
+    return engines
+
+
+async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, why: str) -> int:
+    """Serve with engines that have started."""
+    # Only now: these import gRPC.
+    import structlog
+
+    from murmura.api.inference.v1 import inference_service_pb2_grpc
+    from services.common.server import serve
+    from services.common.tokens import TrustedKeys
+    from services.inference.adapters import Adapters, Base
+    from services.inference.artifacts import ArtifactStore
+    from services.inference.base_models import linear_shapes, locate
+    from services.inference.catalogue import Catalogue
+    from services.inference.generation import Generation, Salts
+    from services.inference.service import AdapterService, InferenceService
+    from services.inference.verification import Limits
+
+    async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
+        structlog.get_logger().info("engine", why=why, base_models=sorted(engines))
+        bases = {
+            name: Base(
+                engine,
+                linear_shapes(locate(settings.base_models[name.removeprefix("baseModels/")])),
+            )
+            for name, engine in engines.items()
+        }
+        catalogue = Catalogue(settings.state_dir / "adapters.sqlite3")
+        lifecycle.resources.callback(catalogue.close)
+        adapters = Adapters(
+            catalogue,
+            ArtifactStore(
+                settings.artifacts, settings.state_dir / "adapters", settings.adapter_max_bytes
+            ),
+            TrustedKeys(settings.trusted_keys),
+            bases,
+            Limits(
+                settings.engine_max_rank, settings.adapter_norm_bound, settings.adapter_max_bytes
+            ),
+        )
+
+        watch = asyncio.create_task(_watch(engines, lifecycle))
+        lifecycle.resources.callback(watch.cancel)
+        generation = Generation(bases, adapters, Salts(settings.state_dir / "cache_salt.key"))
+        inference_service_pb2_grpc.add_AdapterServiceServicer_to_server(
+            AdapterService(adapters), server
+        )
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceService(generation), server
+        )
+        return [
+            "murmura.api.inference.v1.AdapterService",
+            "murmura.api.inference.v1.InferenceService",
+        ]
+
+    return await serve("inference", settings, register)
+
+
+async def _watch(engines: dict[str, Engine], lifecycle: Lifecycle) -> None:
+    """End the process when an engine dies."""
+    while True:
+        await asyncio.sleep(_WATCH_INTERVAL_S)
+        for engine in engines.values():
+            try:
+                await engine.check_health()
+            except EngineDead:
+                # The health check says NOT_SERVING; whoever supervises this starts a new process.
+                lifecycle.end(ENGINE_DIED)
+                return
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,42 @@
+"""What the inference service is told, beside what every service is told."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.common.config import ServiceSettings
+from services.inference.engine import EngineSettings
+
+
+class InferenceSettings(ServiceSettings):
+    """The inference service's configuration, from `MURMURA_*` variables."""
+
+    base_models: dict[str, str] = Field(
+        min_length=1, description="JSON: public name to directory or hub id"
+    )
+    artifacts: str = Field(description="directory or fsspec URL of the artifact store")
+    engine: str = Field("auto", pattern="^(auto|vllm|transformers)$")
+    engine_dtype: str = Field("auto", pattern="^(auto|float32|bfloat16)$")
+    engine_max_context: int = Field(0, ge=0, description="tokens; 0: the model's own")
+    engine_max_adapters: int = Field(4, ge=1, description="adapters in one batch")
+    engine_max_resident_adapters: int = Field(32, ge=1, description="adapters in memory")
+    engine_max_rank: int = Field(64, ge=1, le=512, description="greatest LoRA rank")
+    engine_max_queue: int = Field(256, ge=0, description="requests that wait; 0: no limit")
+    engine_cpu_cache_gib: int = Field(1, ge=1, description="KV cache where there is no GPU")
+    adapter_norm_bound: float = Field(
+        1e4, gt=0, description="bound on the Frobenius norm of what an adapter adds to a matrix"
+    )
+    adapter_max_bytes: int = Field(2 << 30, ge=1, description="greatest size of an adapter file")
+
+    def for_engine(self) -> EngineSettings:
+        """Return what an engine is told."""
+        return EngineSettings(
+            dtype=self.engine_dtype,
+            max_context=self.engine_max_context,
+            max_adapters=self.engine_max_adapters,
+            max_resident_adapters=self.engine_max_resident_adapters,
+            max_rank=self.engine_max_rank,
+            max_queue=self.engine_max_queue,
+            cpu_cache_gib=self.engine_cpu_cache_gib,
+            scratch=self.state_dir / "engine",
+        )

@@ -1,0 +1,263 @@
+"""The engine for real work: vLLM's AsyncLLM, its known hazards kept out.
+
+vLLM runs in a process of its own. On a CPU that process is forked from this one after everything is
+imported, which makes a start three times quicker; a fork must come before any thread, so the
+service starts the engine before gRPC. vLLM dies when a request names an adapter that was never
+added; this module refuses such a request instead. Prefix caching stays on and every request carries
+a salt, without which the cache's timing tells tenants each other's prompts (arXiv 2502.07776).
+Log-probabilities are off in the engine itself.
+
+On a CPU, vLLM 0.32 marks a request without an adapter by the index -1, and its torch kernels then
+take the last adapter slot: in a batch with other tenants, the base model answers with an adapter
+of one of them. There the base model is served as an adapter of zeros, so the index never occurs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from services.inference.engine import (
+    Delta,
+    EngineDead,
+    EngineFull,
+    EngineRefused,
+    EngineSettings,
+    Finish,
+    Sampling,
+    encode,
+    warm_up,
+)
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_SET_PARENT_DEATH_SIGNAL = 1
+_ZEROS_ID = 2**31 - 1  # the catalogue counts from 1
+
+
+class VllmEngine:
+    """vLLM behind the engine protocol.
+
+    Args:
+        model: a directory, or a hub id whose files are on this machine.
+        settings: limits and types.
+    """
+
+    name = "vllm"
+    structured = True
+
+    def __init__(self, model: str, settings: EngineSettings) -> None:
+        self._model = model
+        self._settings = settings
+        self._adapters: dict[int, Any] = {}
+        self._zeros: Any = None
+        self._llm: Any = None
+        self._tokenizer: Any = None
+        self.context_length = 0
+
+    async def start(self) -> None:
+        """Start the engine's process, load the base model, make one token."""
+        _environment(self._settings)
+        from vllm import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from services.inference.base_models import linear_shapes, locate
+
+        on_cpu = current_platform.is_cpu()
+        dtype = self._settings.dtype
+        if dtype == "auto":
+            dtype = "float32" if on_cpu else "bfloat16"
+        arguments: dict[str, Any] = {
+            "model": self._model,
+            "dtype": dtype,
+            "enable_lora": True,
+            "max_loras": self._settings.max_adapters,
+            "max_cpu_loras": max(self._settings.max_resident_adapters, self._settings.max_adapters),
+            "max_lora_rank": next(rank for rank in _RANKS if rank >= self._settings.max_rank),
+            "max_logprobs": 0,
+            "enable_prefix_caching": True,
+            "enable_log_requests": False,
+            "disable_log_stats": True,
+            "max_num_queued_reqs": self._settings.max_queue or None,
+            "max_model_len": self._settings.max_context or None,
+            # Else sampling without a seed would repeat itself after each restart.
+            "seed": secrets.randbits(31),
+        }
+        if on_cpu:
+            arguments |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
+            arguments["max_loras"] += 1  # the zeros
+            arguments["max_cpu_loras"] += 1
+        config = AsyncEngineArgs(**arguments).create_engine_config()
+        # Only now: vLLM sets the method to spawn while it makes its configuration.
+        if on_cpu and threading.active_count() == 1:
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+            _die_with_parent()
+        self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        self._tokenizer = self._llm.get_tokenizer()
+        self.context_length = int(config.model_config.max_model_len)
+        if on_cpu:
+            scratch = self._settings.scratch or Path(tempfile.mkdtemp(prefix="murmura-engine-"))
+            directory = scratch / hashlib.sha256(self._model.encode()).hexdigest()[:16]
+            _write_zeros(directory, linear_shapes(locate(self._model)))
+            self._zeros = LoRARequest("zeros", _ZEROS_ID, str(directory))
+            await self._llm.add_lora(self._zeros)
+        await warm_up(self)
+
+    async def add_adapter(self, adapter_id: int, name: str, directory: Path) -> None:
+        """Add an adapter; vLLM reads it at once, and again if it was evicted from memory."""
+        from vllm.lora.request import LoRARequest
+
+        # vLLM compares adapters by name: the id makes it unique.
+        request = LoRARequest(f"{name}#{adapter_id}", adapter_id, str(directory))
+        try:
+            await self._llm.add_lora(request)
+        except Exception:
+            await self.check_health()
+            raise
+        self._adapters[adapter_id] = request
+
+    async def remove_adapter(self, adapter_id: int) -> None:
+        """Remove an adapter."""
+        if self._adapters.pop(adapter_id, None) is not None:
+            await self._llm.remove_lora(adapter_id)
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, adapter_id: int | None, cache_salt: str
+    ) -> AsyncGenerator[Delta, None]:
+        """Continue a prompt; vLLM aborts when this generator is closed."""
+        from vllm.exceptions import MaxQueuedTokensError, QueueOverflowError, VLLMClientError
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        adapter = self._zeros
+        if adapter_id is not None:
+            adapter = self._adapters[adapter_id]  # vLLM would die of an id it does not know
+        stream = self._llm.generate(
+            tokens_input(list(prompt), cache_salt=cache_salt),
+            _parameters(sampling),
+            uuid.uuid4().hex,
+            lora_request=adapter,
+        )
+        try:
+            async with aclosing(stream):
+                async for output in stream:
+                    piece = output.outputs[0]
+                    finish = None
+                    if output.finished:
+                        if piece.finish_reason not in ("stop", "length"):
+                            raise RuntimeError(
+                                "vLLM ended an output without a reason that it documents"
+                            )
+                        finish = Finish(piece.finish_reason)
+                    yield Delta(piece.text, len(piece.token_ids), finish)
+        except EngineDeadError:
+            raise EngineDead from None
+        except (QueueOverflowError, MaxQueuedTokensError):
+            raise EngineFull from None
+        except VLLMClientError:
+            # Its text can quote the request, so it is not passed on.
+            field = "json_schema" if sampling.json_schema else "regex" if sampling.regex else ""
+            if not field:
+                raise
+            raise EngineRefused(field, "the engine cannot constrain an output to this") from None
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Return token ids."""
+        return await encode(self._tokenizer, text)
+
+    def running(self) -> int:
+        """Return how many requests are under way."""
+        return int(self._llm.get_num_unfinished_requests())
+
+    async def check_health(self) -> None:
+        """Raise EngineDead once vLLM's process has died."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._llm.check_health()
+        except EngineDeadError:
+            raise EngineDead from None
+
+    async def stop(self) -> None:
+        """End the engine's process."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+
+def _parameters(sampling: Sampling) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    structure = None
+    if sampling.json_schema:
+        structure = StructuredOutputsParams(json=sampling.json_schema, disable_any_whitespace=True)
+    elif sampling.regex:
+        structure = StructuredOutputsParams(regex=sampling.regex)
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        stop=list(sampling.stop),
+        structured_outputs=structure,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _write_zeros(directory: Path, shapes: dict[str, tuple[int, int]]) -> None:
+    """Write an adapter that changes nothing; vLLM puts zeros where it has no matrices."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    module, (rows, columns) = next(iter(sorted(shapes.items())))
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "bias": "none"}
+    config["target_modules"] = [module.rpartition(".")[2]]
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {"A": np.zeros((1, columns), np.float32), "B": np.zeros((rows, 1), np.float32)}
+    save_file(
+        {f"base_model.model.{module}.lora_{half}.weight": t for half, t in tensors.items()},
+        directory / "adapter_model.safetensors",
+    )
+
+
+def _environment(settings: EngineSettings) -> None:
+    """Set what vLLM reads from the environment; what the operator set stays."""
+    for name, value in {
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_cache_gib),
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # Threads that spin while they wait make tokens thirty times slower on a busy machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # One engine process instead of two; the asynchronous engine does not use the in-process
+        # mode this names.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _die_with_parent() -> None:
+    """Let a forked engine end with this process, even when this one is killed."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    os.register_at_fork(
+        after_in_child=lambda: libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+    )
