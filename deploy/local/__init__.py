@@ -1,0 +1,1 @@
+"""What the local, embedded Murmura is made of: environment, base model, demo."""

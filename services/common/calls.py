@@ -87,9 +87,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return await inner(self._requests(call, request, handler), context)
 
         make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
         return make(single, handler.request_deserializer, handler.response_serializer)
 

@@ -1,4 +1,4 @@
-"""Configuration by environment: each service reads `MURMURA_*` variables, checks them at start, and says which is wrong."""
+"""Configuration by environment: `MURMURA_*` variables, checked at start; what is wrong is named."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class ServiceSettings(BaseSettings):
         except ValidationError as error:
             for item in error.errors():
                 name = "MURMURA_" + "_".join(str(part) for part in item["loc"]).upper()
-                print(f"{name}: {item['msg']}", file=sys.stderr)  # noqa: T201
+                print(f"{name}: {item['msg']}", file=sys.stderr)
             raise SystemExit(2) from None

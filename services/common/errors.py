@@ -60,9 +60,7 @@ class MurmuraError(Exception):
     def status(self) -> status_pb2.Status:
         """Return the google.rpc.Status that travels."""
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
-        info = error_details_pb2.ErrorInfo(
-            reason=f"ERROR_REASON_{self.reason}", domain=DOMAIN, metadata=self.metadata
-        )
+        info = error_details_pb2.ErrorInfo(reason=f"ERROR_REASON_{self.reason}", domain=DOMAIN, metadata=self.metadata)
         status.details.add().Pack(info)
         if self.violations:
             bad = error_details_pb2.BadRequest()
@@ -130,7 +128,7 @@ class ErrorMapping(CallInterceptor):
             await abort(call, error)
         except grpc.aio.AbortError:
             raise
-        except Exception as error:  # noqa: BLE001  everything unforeseen, by design
+        except Exception as error:
             await abort(call, unknown(error))
 
 

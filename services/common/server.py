@@ -114,9 +114,19 @@ async def serve(name: str, settings: ServiceSettings, register: Register) -> int
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys = TrustedKeys(settings.trusted_keys)
     # Outermost first. Metrics stand outside auth so that rejections count; errors are mapped inside both.
-    interceptors = [RequestIds(), Logs(), Metrics(), Auth(keys), ErrorMapping(), Deadlines(), Validation()]
+    interceptors = [
+        RequestIds(),
+        Logs(),
+        Metrics(),
+        Auth(keys),
+        ErrorMapping(),
+        Deadlines(),
+        Validation(),
+    ]
     server = grpc.aio.server(
-        interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=settings.max_concurrent_rpcs
+        interceptors=interceptors,
+        options=_OPTIONS,
+        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )
     lifecycle = Lifecycle()
     loop = asyncio.get_running_loop()

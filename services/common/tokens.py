@@ -112,10 +112,15 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def mint(
-    key: Ed25519PrivateKey, kid: str, subject: str, roles: list[str], lifetime_s: int, **claims: str
-) -> str:
+def mint(key: Ed25519PrivateKey, kid: str, subject: str, roles: list[str], lifetime_s: int, **claims: str) -> str:
     """Make a token."""
     now = int(time.time())
-    body = {"sub": subject, "roles": roles, "aud": AUDIENCE, "iat": now, "exp": now + lifetime_s, **claims}
+    body = {
+        "sub": subject,
+        "roles": roles,
+        "aud": AUDIENCE,
+        "iat": now,
+        "exp": now + lifetime_s,
+        **claims,
+    }
     return jwt.encode(body, key, algorithm="EdDSA", headers={"kid": kid})

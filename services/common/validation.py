@@ -10,7 +10,7 @@ import math
 import re
 import uuid
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import grpc
@@ -84,9 +84,7 @@ def _check_items(
         yield from _check_one(field, rules, f"{path}[{index}]", item)
 
 
-def _check_one(
-    field: FieldDescriptor, rules: rules_pb2.FieldRules, path: str, value: Any
-) -> Iterator[tuple[str, str]]:
+def _check_one(field: FieldDescriptor, rules: rules_pb2.FieldRules, path: str, value: Any) -> Iterator[tuple[str, str]]:
     if field.message_type is not None:
         yield from violations_of(value, f"{path}.")
     elif isinstance(value, str | bytes):
@@ -132,6 +130,6 @@ def _is_uuid(text: str) -> bool:
         return False
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fields(descriptor: Descriptor) -> list[tuple[FieldDescriptor, rules_pb2.FieldRules]]:
     return [(field, field.GetOptions().Extensions[rules_pb2.rules]) for field in descriptor.fields]

@@ -78,7 +78,8 @@ class Catalogue:
         """
         dataset, storage_id = self.visible(frame.dataset, principal)
         shape = ex.Shape(
-            {column.name: dataset_type(column) for column in dataset.schema.columns}, range(dataset.row_count)
+            {column.name: dataset_type(column) for column in dataset.schema.columns},
+            range(dataset.row_count),
         )
         try:
             operations = frames.operations(frame)
@@ -132,7 +133,7 @@ class Catalogue:
                 {"source": described.dataset.name},
             ) from None
         kept = execution.run(rows, described.operations, text_column)
-        longest = max(1, int((kept["text"].str.len_bytes().max() or 1)))
+        longest = max((len(text.encode()) for text in kept["text"]), default=1) or 1
         size = max(1, min(CHUNK_ROWS, CHUNK_BYTES // longest))
         for start in range(0, kept.height, size):
             yield _ipc(kept.slice(start, size).to_arrow())
@@ -199,5 +200,3 @@ def _ipc(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())
-
-

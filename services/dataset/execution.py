@@ -69,7 +69,7 @@ def compile_expression(expression: ex.Expression) -> pl.Expr:
 
 
 def _call(function: str, subject: pl.Expr, rest: Sequence[ex.Expression], constants: list[Any]) -> pl.Expr:
-    first = constants[0] if constants else None
+    first: Any = constants[0] if constants else None
     match function:
         case "STRING_SPLIT":
             return subject.str.split(first)
@@ -90,7 +90,7 @@ def _call(function: str, subject: pl.Expr, rest: Sequence[ex.Expression], consta
         case "STRING_REPLACE":
             return subject.str.replace_all(first, constants[1], literal=True)
         case "STRING_SLICE":
-            return _slice(subject, *(constants + [None, None])[:2])
+            return _slice(subject, *[*constants, None, None][:2])
         case "STRING_CONCAT":
             return reduce(operator.add, [subject, *(compile_expression(item) for item in rest)])
         case "STRING_CONTAINS":

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-STRING, INTEGER, FLOAT, BOOLEAN, TIMESTAMP, STRING_LIST = "STRING INTEGER FLOAT BOOLEAN TIMESTAMP STRING_LIST".split()
+STRING, INTEGER, FLOAT, BOOLEAN, TIMESTAMP, STRING_LIST = [
+    "STRING",
+    "INTEGER",
+    "FLOAT",
+    "BOOLEAN",
+    "TIMESTAMP",
+    "STRING_LIST",
+]
 MOST_DEPTH = 60
 MOST_NODES = 2_000
 
@@ -105,7 +112,10 @@ ALLOWED: dict[str, Signature] = {
     "AND": Signature(BOOLEAN, (), BOOLEAN, open_ended=True),
     "OR": Signature(BOOLEAN, (), BOOLEAN, open_ended=True),
 }
-_NEEDS_TEXT = {"STRING_SPLIT": "an empty separator fails on every text", "STRING_REPLACE": "the old text is empty"}
+_NEEDS_TEXT = {
+    "STRING_SPLIT": "an empty separator fails on every text",
+    "STRING_REPLACE": "the old text is empty",
+}
 
 
 def check(expression: Expression, schema: Mapping[str, str]) -> str:
@@ -139,7 +149,8 @@ def _check(expression: Expression, schema: Mapping[str, str], depth: int) -> str
     signature = ALLOWED.get(expression.function)
     if signature is None:
         raise Rejected(
-            expression.function, f"{expression.function} is not in this release; there are {', '.join(ALLOWED)}"
+            expression.function,
+            f"{expression.function} is not in this release; there are {', '.join(ALLOWED)}",
         )
     subject, *rest = expression.arguments or (Literal(None),)
     found = _check(subject, schema, depth - 1)
@@ -272,7 +283,10 @@ def after(shape: Shape, operation: Operation) -> Shape:
         return Shape({name: schema[name] for name in operation.columns}, shape.slots)
     if isinstance(operation, Drop):
         _known(operation.columns, schema)
-        return Shape({name: kind for name, kind in schema.items() if name not in operation.columns}, shape.slots)
+        return Shape(
+            {name: kind for name, kind in schema.items() if name not in operation.columns},
+            shape.slots,
+        )
     if isinstance(operation, Filter):
         if check(operation.predicate, schema) != BOOLEAN:
             raise Rejected("filter", "the predicate must be a BOOLEAN")

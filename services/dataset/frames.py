@@ -28,7 +28,8 @@ def _operation(message: pb.Operation) -> ex.Operation:
     if kind == "slice":
         bounds = message.slice
         return ex.Slice(
-            bounds.start if bounds.HasField("start") else None, bounds.stop if bounds.HasField("stop") else None
+            bounds.start if bounds.HasField("start") else None,
+            bounds.stop if bounds.HasField("stop") else None,
         )
     if kind == "filter":
         return ex.Filter(expression(message.filter.predicate))

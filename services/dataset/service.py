@@ -100,7 +100,13 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         if (served := self._served(request)) is not None:
             return pb.UpdatePolicyResponse(dataset=served)
         dataset, storage_id = self._catalogue.visible(request.name, current_principal())
-        terms = ("epsilon", "delta", "unlimited_allowed", "unit_noise_multiplier", "unit_sampling_probability")
+        terms = (
+            "epsilon",
+            "delta",
+            "unlimited_allowed",
+            "unit_noise_multiplier",
+            "unit_sampling_probability",
+        )
         for term in terms:
             if getattr(request.policy, term) != getattr(dataset.policy, term):
                 raise invalid(f"policy.{term}", "is kept by the ledger; propose a cap change there")

@@ -35,9 +35,7 @@ async def main() -> int:
     started = time.monotonic()
     engines = await start_engines(name, settings)
     try:
-        return await serve_with(
-            engines, settings, f"{why} It took {time.monotonic() - started:.1f} s to start."
-        )
+        return await serve_with(engines, settings, f"{why} It took {time.monotonic() - started:.1f} s to start.")
     finally:
         for engine in engines.values():
             await engine.stop()
@@ -82,25 +80,17 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
         lifecycle.resources.callback(catalogue.close)
         adapters = Adapters(
             catalogue,
-            ArtifactStore(
-                settings.artifacts, settings.state_dir / "adapters", settings.adapter_max_bytes
-            ),
+            ArtifactStore(settings.artifacts, settings.state_dir / "adapters", settings.adapter_max_bytes),
             TrustedKeys(settings.trusted_keys),
             bases,
-            Limits(
-                settings.engine_max_rank, settings.adapter_norm_bound, settings.adapter_max_bytes
-            ),
+            Limits(settings.engine_max_rank, settings.adapter_norm_bound, settings.adapter_max_bytes),
         )
 
         watch = asyncio.create_task(_watch(engines, lifecycle))
         lifecycle.resources.callback(watch.cancel)
         generation = Generation(bases, adapters, Salts(settings.state_dir / "cache_salt.key"))
-        inference_service_pb2_grpc.add_AdapterServiceServicer_to_server(
-            AdapterService(adapters), server
-        )
-        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(generation), server
-        )
+        inference_service_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterService(adapters), server)
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generation), server)
         return [
             "murmura.api.inference.v1.AdapterService",
             "murmura.api.inference.v1.InferenceService",

@@ -107,16 +107,11 @@ class Adapters:
         if known is not None and not may_use(principal, known.record.owner):
             raise not_found(name)
         manifest = await self._published(name, principal)
-        if (
-            known is not None
-            and known.record.state != "FAILED"
-            and known.record.sha256 != manifest.sha256
-        ):
+        if known is not None and known.record.state != "FAILED" and known.record.sha256 != manifest.sha256:
             raise MurmuraError(
                 grpc.StatusCode.ALREADY_EXISTS,
                 "RESOURCE_EXISTS",
-                f"Other content was published as {name} before. Adapters never change: "
-                "train a new one.",
+                f"Other content was published as {name} before. Adapters never change: train a new one.",
                 {"resource": name},
             )
         while not (known and known.added and known.record.state == "READY"):
@@ -181,9 +176,7 @@ class Adapters:
             manifest = await asyncio.to_thread(self._store.manifest, name)
         except Rejected as rejected:
             # Who owns it is not known, so only a steward learns that it is there.
-            raise (
-                refusals.rejected(name, rejected) if principal.has("steward") else not_found(name)
-            ) from None
+            raise (refusals.rejected(name, rejected) if principal.has("steward") else not_found(name)) from None
         if manifest is None or not may_use(principal, manifest.owner):
             raise not_found(name)
         try:
@@ -260,9 +253,7 @@ class Adapters:
         except EngineDead:
             raise
         except Exception as error:
-            _log.error(
-                "engine refused adapter", adapter=record.name, exception=type(error).__name__
-            )
+            _log.error("engine refused adapter", adapter=record.name, exception=type(error).__name__)
             raise Rejected("engine", "the engine did not take it") from None
 
     async def _unload(self, entry: _Entry) -> None:

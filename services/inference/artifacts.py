@@ -168,14 +168,9 @@ def parse_manifest(raw: bytes, signature: bytes) -> Manifest:
     """
     try:
         members: Any = json.loads(raw)
-        texts = {
-            name: members[name]
-            for name in ("adapter", "base_model", "owner", "training_job", "create_time")
-        }
+        texts = {name: members[name] for name in ("adapter", "base_model", "owner", "training_job", "create_time")}
         digests = dict(members["files"])
-        if not all(
-            isinstance(text, str) for text in (*texts.values(), *digests, *digests.values())
-        ):
+        if not all(isinstance(text, str) for text in (*texts.values(), *digests, *digests.values())):
             raise TypeError
         datetime.fromisoformat(texts["create_time"])
         statement = json_format.ParseDict(members["statement"], privacy_pb2.PrivacyStatement())

@@ -31,8 +31,7 @@ def locate(model: str) -> Path:
         return Path(snapshot_download(model, local_files_only=True))
     except (OSError, ValueError):
         raise FileNotFoundError(
-            f"The base model {model} is neither a directory nor downloaded. Download it first; "
-            "this service never does."
+            f"The base model {model} is neither a directory nor downloaded. Download it first; this service never does."
         ) from None
 
 
@@ -56,9 +55,7 @@ def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {}
     for file in files:
         if not (directory / file).exists():
-            raise ValueError(
-                f"The base model in {directory} has no {file}; this service reads safetensors only."
-            )
+            raise ValueError(f"The base model in {directory} has no {file}; this service reads safetensors only.")
         with safe_open(directory / file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a dictionary
                 match = _LAYER_MATRIX.fullmatch(name)
@@ -67,7 +64,6 @@ def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
                     shapes[match[1]] = (shape[0], shape[1])
     if not shapes:
         raise ValueError(
-            f"The base model in {directory} is not Llama-like: it has no "
-            "model.layers.*.(self_attn|mlp).*_proj.weight."
+            f"The base model in {directory} is not Llama-like: it has no model.layers.*.(self_attn|mlp).*_proj.weight."
         )
     return shapes

@@ -102,9 +102,7 @@ class Catalogue:
         """Return the integer id of a content; a new content gets one that was never used."""
         with self._lock:
             self._db.execute("INSERT OR IGNORE INTO engine_ids (sha256) VALUES (?)", (sha256,))
-            row = self._db.execute(
-                "SELECT id FROM engine_ids WHERE sha256 = ?", (sha256,)
-            ).fetchone()
+            row = self._db.execute("SELECT id FROM engine_ids WHERE sha256 = ?", (sha256,)).fetchone()
         return int(row[0])
 
     def close(self) -> None:

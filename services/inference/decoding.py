@@ -56,9 +56,7 @@ class TextOut:
         self._stop = tuple(text for text in stop if text)
         self._hold = max((len(text) for text in self._stop), default=1) - 1
         self._tokens: list[int] = []
-        self._settled = (
-            0  # tokens whose text is in _text; decoding starts a little before, for its spaces
-        )
+        self._settled = 0  # tokens whose text is in _text; decoding starts a little before, for its spaces
         self._from = 0
         self._text = ""
         self._shown = 0

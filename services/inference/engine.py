@@ -184,16 +184,12 @@ def choose(wish: str) -> tuple[str, str]:
     installed = [name for name in ("vllm", "transformers") if importlib.util.find_spec(name)]
     if wish == "auto":
         if not installed:
-            raise ValueError(
-                "Neither vLLM nor transformers is installed; install one of the inference extras."
-            )
+            raise ValueError("Neither vLLM nor transformers is installed; install one of the inference extras.")
         if installed[0] == "vllm":
             return "vllm", "vLLM serves: it is installed."
         return "transformers", "transformers serves, slowly: vLLM is not installed here."
     if wish not in installed:
-        raise ValueError(
-            f"MURMURA_ENGINE names {wish}, which is not installed; install it or choose auto."
-        )
+        raise ValueError(f"MURMURA_ENGINE names {wish}, which is not installed; install it or choose auto.")
     return wish, f"{wish} serves: MURMURA_ENGINE names it."
 
 
@@ -223,7 +219,5 @@ async def encode(tokenizer: Any, text: str) -> list[int]:
 async def warm_up(engine: Engine) -> None:
     """Make one token, so that readiness means that tokens can be made."""
     prompt = (await engine.tokenize("a"))[:1]
-    async for _ in engine.generate(
-        prompt, Sampling(max_tokens=1, temperature=0), None, secrets.token_hex(8)
-    ):
+    async for _ in engine.generate(prompt, Sampling(max_tokens=1, temperature=0), None, secrets.token_hex(8)):
         pass

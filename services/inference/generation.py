@@ -97,9 +97,7 @@ class Generation:
             statement = privacy_pb2.PrivacyStatement.FromString(record.statement)
             yield Served(self._base(record.base_model).engine, record.engine_id, statement, salt)
 
-    async def prompt(
-        self, served: Served, text: str, sampling: Sampling
-    ) -> tuple[list[int], Sampling]:
+    async def prompt(self, served: Served, text: str, sampling: Sampling) -> tuple[list[int], Sampling]:
         """Return the tokens of a prompt, and the options cut to the room that it leaves.
 
         Raises:
@@ -119,9 +117,7 @@ class Generation:
         room = served.engine.context_length - len(tokens)
         return tokens, replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
-    async def stream(
-        self, served: Served, tokens: list[int], sampling: Sampling
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, served: Served, tokens: list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Yield the pieces of a completion; closing this aborts it in the engine.
 
         Raises:

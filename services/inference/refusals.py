@@ -34,9 +34,7 @@ def rejected(name: str, cause: Rejected) -> MurmuraError:
 
 def not_ready(record: Record) -> MurmuraError:
     """Return the refusal of an adapter that takes no requests."""
-    why = {"DRAINING": "was unloaded", "FAILED": "failed when it was loaded"}.get(
-        record.state, "is not loaded"
-    )
+    why = {"DRAINING": "was unloaded", "FAILED": "failed when it was loaded"}.get(record.state, "is not loaded")
     return MurmuraError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "ADAPTER_NOT_READY",

@@ -36,27 +36,19 @@ class AdapterService(inference_service_pb2_grpc.AdapterServiceServicer):
     def __init__(self, adapters: Adapters) -> None:
         self._adapters = adapters
 
-    async def LoadAdapter(
-        self, request: messages.LoadAdapterRequest, context: Any
-    ) -> messages.LoadAdapterResponse:
+    async def LoadAdapter(self, request: messages.LoadAdapterRequest, context: Any) -> messages.LoadAdapterResponse:
         """Verify an adapter and add it to the engine."""
         record = await self._adapters.load(request.name, current_principal())
         return messages.LoadAdapterResponse(adapter=adapter_message(record))
 
-    async def GetAdapter(
-        self, request: messages.GetAdapterRequest, context: Any
-    ) -> messages.GetAdapterResponse:
+    async def GetAdapter(self, request: messages.GetAdapterRequest, context: Any) -> messages.GetAdapterResponse:
         """Read an adapter."""
         record = self._adapters.get(request.name, current_principal())
         return messages.GetAdapterResponse(adapter=adapter_message(record))
 
-    async def ListAdapters(
-        self, request: messages.ListAdaptersRequest, context: Any
-    ) -> messages.ListAdaptersResponse:
+    async def ListAdapters(self, request: messages.ListAdaptersRequest, context: Any) -> messages.ListAdaptersResponse:
         """List the caller's adapters."""
-        records, token = page(
-            self._adapters.list(current_principal()), request.page_size, request.page_token
-        )
+        records, token = page(self._adapters.list(current_principal()), request.page_size, request.page_token)
         return messages.ListAdaptersResponse(
             adapters=[adapter_message(record) for record in records], next_page_token=token
         )
@@ -79,9 +71,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
 
-    async def Generate(
-        self, request: messages.GenerateRequest, context: Any
-    ) -> messages.GenerateResponse:
+    async def Generate(self, request: messages.GenerateRequest, context: Any) -> messages.GenerateResponse:
         """Make one completion."""
         async with self._generation.served(request.model, current_principal()) as served:
             sampling = self._generation.sampling(request.options, served)
@@ -121,9 +111,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                 for index, prompt in left:
                     await done.put(await self._item(served, index, prompt, sampling))
 
-            workers = [
-                asyncio.create_task(work()) for _ in range(min(BATCH_WIDTH, len(request.prompts)))
-            ]
+            workers = [asyncio.create_task(work()) for _ in range(min(BATCH_WIDTH, len(request.prompts)))]
             try:
                 for _ in request.prompts:
                     yield await done.get()
@@ -133,15 +121,11 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                 # The lease ends only when nothing of this batch is left in the engine.
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def CountTokens(
-        self, request: messages.CountTokensRequest, context: Any
-    ) -> messages.CountTokensResponse:
+    async def CountTokens(self, request: messages.CountTokensRequest, context: Any) -> messages.CountTokensResponse:
         """Count the tokens of a text."""
         async with self._generation.served(request.model, current_principal()) as served:
             tokens = await served.engine.tokenize(request.text)
-            return messages.CountTokensResponse(
-                tokens=len(tokens), context_length=served.engine.context_length
-            )
+            return messages.CountTokensResponse(tokens=len(tokens), context_length=served.engine.context_length)
 
     async def _item(
         self, served: Served, index: int, prompt: str, sampling: Sampling
@@ -157,9 +141,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             return messages.BatchGenerateResponse(index=index, error=unknown(error).item())
         return messages.BatchGenerateResponse(index=index, completion=completion)
 
-    async def _complete(
-        self, served: Served, prompt: str, sampling: Sampling
-    ) -> messages.GenerateResponse:
+    async def _complete(self, served: Served, prompt: str, sampling: Sampling) -> messages.GenerateResponse:
         tokens, sampling = await self._generation.prompt(served, prompt, sampling)
         texts, made, finish = [], 0, None
         async with aclosing(self._generation.stream(served, tokens, sampling)) as pieces:

@@ -11,9 +11,7 @@ from services.inference.engine import EngineSettings
 class InferenceSettings(ServiceSettings):
     """The inference service's configuration, from `MURMURA_*` variables."""
 
-    base_models: dict[str, str] = Field(
-        min_length=1, description="JSON: public name to directory or hub id"
-    )
+    base_models: dict[str, str] = Field(min_length=1, description="JSON: public name to directory or hub id")
     artifacts: str = Field(description="directory or fsspec URL of the artifact store")
     engine: str = Field("auto", pattern="^(auto|vllm|transformers)$")
     engine_dtype: str = Field("auto", pattern="^(auto|float32|bfloat16)$")

@@ -102,9 +102,7 @@ class TransformersEngine:
             if isinstance(self._model, PeftModel):
                 self._model.load_adapter(str(directory), adapter_name=str(adapter_id))
             else:
-                self._model = PeftModel.from_pretrained(
-                    self._model, str(directory), adapter_name=str(adapter_id)
-                )
+                self._model = PeftModel.from_pretrained(self._model, str(directory), adapter_name=str(adapter_id))
             self._model.eval()
             self._adapters.add(adapter_id)
             self._current = -1  # whichever is set now, choose again
@@ -143,9 +141,7 @@ class TransformersEngine:
         def put(piece: Delta | Exception) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        request = _Request(
-            prompt, sampling, adapter_id, put, TextOut(self._tokenizer, sampling.stop)
-        )
+        request = _Request(prompt, sampling, adapter_id, put, TextOut(self._tokenizer, sampling.stop))
         self._inbox.put(lambda: self._active.append(request))
         try:
             while True:
@@ -199,9 +195,7 @@ class TransformersEngine:
         if dtype == "auto":
             dtype = "bfloat16" if torch.cuda.is_available() else "float32"
         self._tokenizer = AutoTokenizer.from_pretrained(self._path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            self._path, dtype=getattr(torch, dtype), local_files_only=True
-        )
+        model = AutoModelForCausalLM.from_pretrained(self._path, dtype=getattr(torch, dtype), local_files_only=True)
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         ends = model.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or [])
@@ -242,9 +236,7 @@ class TransformersEngine:
         """Make one token; returns whether there is more to come."""
         self._choose(request.adapter_id)
         tokens = torch.tensor([request.feed], device=self._model.device)
-        output = self._model(
-            input_ids=tokens, past_key_values=request.cache, use_cache=True, logits_to_keep=1
-        )
+        output = self._model(input_ids=tokens, past_key_values=request.cache, use_cache=True, logits_to_keep=1)
         request.cache = output.past_key_values
         token = draw(output.logits[0, -1], request.sampling, request.random)
         request.feed = [token]

@@ -127,9 +127,7 @@ def verify_adapter(directory: Path, shapes: dict[str, tuple[int, int]], limits: 
     except (SafetensorError, ValueError):
         raise Rejected("format", "its weights are not a safetensors file") from None
     expected = {
-        f"{_PREFIX}{module}.lora_{half}.weight": (rank, shapes[module][1])
-        if half == "A"
-        else (shapes[module][0], rank)
+        f"{_PREFIX}{module}.lora_{half}.weight": (rank, shapes[module][1]) if half == "A" else (shapes[module][0], rank)
         for module in modules
         for half in "AB"
     }
@@ -156,18 +154,12 @@ def verify_adapter(directory: Path, shapes: dict[str, tuple[int, int]], limits: 
         if not bool(torch.isfinite(tensor).all()):
             raise Rejected("finite", f"{name} holds values that are not finite numbers")
     for module in modules:
-        a, b = (
-            tensors[f"{_PREFIX}{module}.lora_{half}.weight"].double().norm().item() for half in "AB"
-        )
+        a, b = (tensors[f"{_PREFIX}{module}.lora_{half}.weight"].double().norm().item() for half in "AB")
         if not scale * a * b <= limits.norm_bound:
-            raise Rejected(
-                "norm", f"what it adds to {module} exceeds the norm bound {limits.norm_bound:g}"
-            )
+            raise Rejected("norm", f"what it adds to {module} exceeds the norm bound {limits.norm_bound:g}")
 
 
-def _verify_config(
-    path: Path, shapes: dict[str, tuple[int, int]], limits: Limits
-) -> tuple[int, float, list[str]]:
+def _verify_config(path: Path, shapes: dict[str, tuple[int, int]], limits: Limits) -> tuple[int, float, list[str]]:
     """Return rank, scale and the modules that are changed."""
     if path.stat().st_size > _MOST_CONFIG_BYTES:
         raise Rejected("size", f"{CONFIG} is larger than {_MOST_CONFIG_BYTES} bytes")
@@ -179,9 +171,7 @@ def _verify_config(
         raise Rejected("format", f"{CONFIG} is not a JSON object")
     for member, value in config.items():
         if member in _ALLOWED:
-            if not any(
-                value is one or (isinstance(one, str) and value == one) for one in _ALLOWED[member]
-            ):
+            if not any(value is one or (isinstance(one, str) and value == one) for one in _ALLOWED[member]):
                 raise Rejected("config", f"{CONFIG}: this value of {member} is not served")
         elif member not in _READ | _WITHOUT_EFFECT and value:
             # DoRA, biases, saved modules, patterns, and whatever PEFT will invent.
@@ -195,11 +185,7 @@ def _verify_config(
         raise Rejected("rank", f"its rank must be from 1 to {limits.max_rank}")
     if type(alpha) not in (int, float) or not (math.isfinite(alpha) and alpha > 0):
         raise Rejected("config", f"{CONFIG}: lora_alpha must be a positive number")
-    if (
-        not isinstance(targets, list)
-        or not targets
-        or not all(isinstance(t, str) and t for t in targets)
-    ):
+    if not isinstance(targets, list) or not targets or not all(isinstance(t, str) and t for t in targets):
         raise Rejected("config", f"{CONFIG}: target_modules must be a list of names")
     modules: list[str] = []
     for target in sorted(set(targets)):

@@ -158,9 +158,7 @@ class VllmEngine:
                     finish = None
                     if output.finished:
                         if piece.finish_reason not in ("stop", "length"):
-                            raise RuntimeError(
-                                "vLLM ended an output without a reason that it documents"
-                            )
+                            raise RuntimeError("vLLM ended an output without a reason that it documents")
                         finish = Finish(piece.finish_reason)
                     yield Delta(piece.text, len(piece.token_ids), finish)
         except EngineDeadError:
@@ -258,6 +256,4 @@ def _die_with_parent() -> None:
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    os.register_at_fork(
-        after_in_child=lambda: libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
-    )
+    os.register_at_fork(after_in_child=lambda: libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0))

@@ -109,7 +109,8 @@ def gaussian_delta(mu: float, epsilon: float | NDArray[np.float64]) -> NDArray[n
         return np.zeros_like(eps)
     left = ndtr(-eps / mu + mu / 2)
     right = np.exp(eps + log_ndtr(-eps / mu - mu / 2))
-    return np.maximum(left - right, 0.0)
+    delta: NDArray[np.float64] = np.maximum(left - right, 0.0)
+    return delta
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:

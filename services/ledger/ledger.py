@@ -189,14 +189,26 @@ def fold(state: State, event: Event, time: float) -> None:
     elif event.kind == "reserve":
         price = _amount(data["price"])
         state.reservations[data["name"]] = Reservation(
-            data["name"], event.account, data["principal"], data["job"], data["unlimited"], data["mechanism"], price, time=time
+            data["name"],
+            event.account,
+            data["principal"],
+            data["job"],
+            data["unlimited"],
+            data["mechanism"],
+            price,
+            time=time,
         )
         state.accounts[event.account] = replace(account, pending=account.pending + price)
         _charge(state, event.account, data["principal"], price)
     elif event.kind in ("commit", "release"):
         _resolve(state, account, event, time)
     elif event.kind == "propose_cap":
-        state.cap_changes[data["name"]] = {**data, "account": event.account, "proposer": event.principal, "approver": ""}
+        state.cap_changes[data["name"]] = {
+            **data,
+            "account": event.account,
+            "proposer": event.principal,
+            "approver": "",
+        }
     elif event.kind == "change_cap":
         state.cap_changes[data["name"]]["approver"] = event.principal
         terms = {**account.terms, "epsilon": data["epsilon"]}
@@ -225,7 +237,10 @@ def _decide_grant(state: State, account: Account, command: Event) -> None:
 def _decide_reserve(state: State, account: Account, command: Event) -> None:
     data = command.data
     if data["unlimited"]:
-        allowed, principals = account.terms["unlimited_allowed"], account.terms["unlimited_principals"]
+        allowed, principals = (
+            account.terms["unlimited_allowed"],
+            account.terms["unlimited_principals"],
+        )
         if not allowed or (principals and data["principal"] not in principals):
             raise Refusal("UNLIMITED_NOT_ALLOWED", {"account": account.name})
         if _amount(data["price"]) != Amount():
@@ -239,7 +254,12 @@ def _decide_reserve(state: State, account: Account, command: Event) -> None:
         grant = state.grants.get((account.name, data["principal"]), Grant(Amount()))
         if not price.fits(grant.share - grant.charged):
             left = grant.share - grant.charged
-            metadata = {"account": account.name, "principal": data["principal"], "asked": price, "left": left}
+            metadata = {
+                "account": account.name,
+                "principal": data["principal"],
+                "asked": price,
+                "left": left,
+            }
             raise Refusal("GRANT_EXHAUSTED", metadata)
 
 
@@ -272,12 +292,13 @@ def _resolve(state: State, account: Account, event: Event, time: float) -> None:
     reservation = state.reservations[event.data["name"]]
     committed = _amount(event.data["committed"]) if event.kind == "commit" else Amount()
     word = "COMMITTED" if event.kind == "commit" else "RELEASED"
-    state.reservations[reservation.name] = replace(
-        reservation, state=word, committed=committed, resolve_time=time
-    )
+    state.reservations[reservation.name] = replace(reservation, state=word, committed=committed, resolve_time=time)
     count = account.unlimited_jobs + int(reservation.unlimited and event.kind == "commit")
     state.accounts[account.name] = replace(
-        account, pending=account.pending - reservation.price, spent=account.spent + committed, unlimited_jobs=count
+        account,
+        pending=account.pending - reservation.price,
+        spent=account.spent + committed,
+        unlimited_jobs=count,
     )
     _charge(state, account.name, reservation.principal, committed - reservation.price)
 

@@ -17,7 +17,10 @@ def cap_of(account: Account) -> accounting.Cap:
     """Return an account's cap as the accounting knows it."""
     terms = account.terms
     return accounting.Cap(
-        terms["epsilon"], terms["delta_e18"], terms["pool_e18"], accounting.Unit(terms["unit_noise_multiplier"])
+        terms["epsilon"],
+        terms["delta_e18"],
+        terms["pool_e18"],
+        accounting.Unit(terms["unit_noise_multiplier"]),
     )
 
 

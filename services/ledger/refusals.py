@@ -30,7 +30,7 @@ _TEXTS = {
     "RESERVATION_RESOLVED": "{reservation} is {state} already; a reservation resolves once.",
     "UNLIMITED_NOT_ALLOWED": "The policy of {account} does not allow this job without privacy. "
     "Give a target epsilon, or ask a steward.",
-    "SECOND_PRINCIPAL_NEEDED": "A cap change needs two people: someone other than its proposer must approve {proposal}.",
+    "SECOND_PRINCIPAL_NEEDED": "A cap change needs two people: someone else than its proposer must approve {proposal}.",
     "COMMIT_EXCEEDS_RESERVATION": "A commit may not exceed what was reserved by {reservation}.",
     "TARGET_UNREACHABLE": "The amount must be positive. Raise the epsilon.",
 }
@@ -42,7 +42,10 @@ def explain(refusal: Refusal, state: State) -> MurmuraError:
     if refusal.reason in ("BUDGET_EXHAUSTED", "GRANT_EXHAUSTED"):
         return _exhausted(refusal, state, metadata)
     return MurmuraError(
-        _CODES[refusal.reason], refusal.reason, _TEXTS[refusal.reason].format_map(metadata), _text(metadata)
+        _CODES[refusal.reason],
+        refusal.reason,
+        _TEXTS[refusal.reason].format_map(metadata),
+        _text(metadata),
     )
 
 
@@ -51,7 +54,10 @@ def unreachable(problem: Exception, target: float | None = None) -> MurmuraError
     metadata = {} if target is None else {"target_epsilon": f"{target:g}"}
     sentence = str(problem)
     return MurmuraError(
-        grpc.StatusCode.INVALID_ARGUMENT, "TARGET_UNREACHABLE", sentence[0].upper() + sentence[1:] + ".", metadata
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "TARGET_UNREACHABLE",
+        sentence[0].upper() + sentence[1:] + ".",
+        metadata,
     )
 
 
@@ -62,7 +68,9 @@ def _exhausted(refusal: Refusal, state: State, metadata: dict[str, Any]) -> Murm
     left_epsilon = accounting.affordable_epsilon(cap, max(0, left.units))
     whose = "your share of " if refusal.reason == "GRANT_EXHAUSTED" else ""
     if asked.units > left.units:
-        what = f"ε = {asked_epsilon:.4g} was asked for and ε = {left_epsilon:.4g} is left on {whose}{metadata['account']}"
+        what = (
+            f"ε = {asked_epsilon:.4g} was asked for and ε = {left_epsilon:.4g} is left on {whose}{metadata['account']}"
+        )
         step = f"Lower target_epsilon to at most {left_epsilon:.4g}, or ask a steward"
     else:
         what = f"the truncation pool of {whose}{metadata['account']} is used up by the number of jobs"

@@ -170,17 +170,13 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         message = messages.reservation_message(self._reservation(request.name))
         return pb.GetReservationResponse(reservation=message, receipt=self._receipt())
 
-    async def ListReservations(
-        self, request: pb.ListReservationsRequest, context: Any
-    ) -> pb.ListReservationsResponse:
+    async def ListReservations(self, request: pb.ListReservationsRequest, context: Any) -> pb.ListReservationsResponse:
         """List reservations."""
         account = self._account(request.account)
         found = [item for item in self._writer.state.reservations.values() if item.account == account.name]
         chosen, token = page(found, request.page_size, request.page_token)
         reservations = [messages.reservation_message(item) for item in chosen]
-        return pb.ListReservationsResponse(
-            reservations=reservations, next_page_token=token, receipt=self._receipt()
-        )
+        return pb.ListReservationsResponse(reservations=reservations, next_page_token=token, receipt=self._receipt())
 
     async def CommitReservation(
         self, request: pb.CommitReservationRequest, context: Any
@@ -228,18 +224,23 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         proposal = self._writer.state.cap_changes.get(request.name)
         if proposal is None:
             raise not_found(request.name)
-        data = {"name": request.name, "epsilon": proposal["epsilon"], "capacity": proposal["capacity"]}
+        data = {
+            "name": request.name,
+            "epsilon": proposal["epsilon"],
+            "capacity": proposal["capacity"],
+        }
         await self._submit("change_cap", proposal["account"], request, data)
         change = messages.cap_change_message(request.name, self._writer.state.cap_changes[request.name])
         return pb.ApproveCapChangeResponse(
-            cap_change=change, account=self._account_message(proposal["account"]), receipt=self._receipt()
+            cap_change=change,
+            account=self._account_message(proposal["account"]),
+            receipt=self._receipt(),
         )
 
     async def ListEntries(self, request: pb.ListEntriesRequest, context: Any) -> pb.ListEntriesResponse:
         """Read the journal."""
         entries = [
-            messages.entry_message(entry)
-            for entry in await asyncio.to_thread(self._store.read, request.after_sequence)
+            messages.entry_message(entry) for entry in await asyncio.to_thread(self._store.read, request.after_sequence)
         ]
         if request.account:
             self._account(request.account)
@@ -351,5 +352,3 @@ def _broken(sequence: int) -> MurmuraError:
         f"Journal entry {sequence} does not follow from the one before. Stop spending and restore the journal.",
         {"sequence": str(sequence)},
     )
-
-

@@ -55,7 +55,8 @@ class SqliteStore:
     def read(self, after: int = 0) -> Iterable[Entry]:
         """Yield the entries after a sequence number, in order."""
         rows = self._connection.execute(
-            "SELECT sequence, previous_hash, payload, hash FROM journal WHERE sequence > ? ORDER BY sequence", (after,)
+            "SELECT sequence, previous_hash, payload, hash FROM journal WHERE sequence > ? ORDER BY sequence",
+            (after,),
         )
         return [Entry(*row) for row in rows]
 

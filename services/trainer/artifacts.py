@@ -1,9 +1,9 @@
 """The artifact store: finished adapters, each with a signed manifest that binds its files to its privacy statement.
 
-    <store>/<adapter id>/adapter/adapter_model.safetensors, adapter_config.json
-                         statement.json    the privacy statement, for people
-                         manifest.json     digests, base model, owner, job, statement
-                         manifest.sig      Ed25519 over the exact bytes of manifest.json
+<store>/<adapter id>/adapter/adapter_model.safetensors, adapter_config.json
+                     statement.json    the privacy statement, for people
+                     manifest.json     digests, base model, owner, job, statement
+                     manifest.sig      Ed25519 over the exact bytes of manifest.json
 """
 
 from __future__ import annotations

@@ -216,5 +216,3 @@ class Control:
 def _request_id(job: Job, purpose: str) -> str:
     """Derive a request id from the job, so that a repeated step is the same request."""
     return str(uuid.uuid5(_NAMESPACE, f"{job.name}/{purpose}"))
-
-

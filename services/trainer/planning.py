@@ -73,7 +73,8 @@ class Planner:
         self.location(spec.base_model)
         dataset = await self._dataset(spec, principal)
         shape = await self._datasets.call(
-            self._dataset_stub.DescribeFrame, dataset_service_pb2.DescribeFrameRequest(frame=spec.frame, mock_rows=1)
+            self._dataset_stub.DescribeFrame,
+            dataset_service_pb2.DescribeFrameRequest(frame=spec.frame, mock_rows=1),
         )
         _check_text_column(shape, spec.text_column or DEFAULT_TEXT_COLUMN)
         if not shape.unit_count:

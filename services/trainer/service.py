@@ -89,9 +89,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         record = self._visible(request.name, current_principal())
         return pb.GetTrainingJobResponse(training_job=job_message(record))
 
-    async def ListTrainingJobs(
-        self, request: pb.ListTrainingJobsRequest, context: Any
-    ) -> pb.ListTrainingJobsResponse:
+    async def ListTrainingJobs(self, request: pb.ListTrainingJobsRequest, context: Any) -> pb.ListTrainingJobsResponse:
         """List the caller's jobs; stewards and operators see all."""
         principal = current_principal()
         found = [record for record in self._control.store.newest_first() if _may_see(record.job, principal)]

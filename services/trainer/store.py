@@ -118,9 +118,16 @@ class JobStore:
         self._connection.close()
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
-        rows = self._connection.execute(f"SELECT facts, body_hash, spec, plan FROM jobs {where}", values)  # noqa: S608
+        # `where` is one of this class's own clauses, never a caller's text.
+        query = f"SELECT facts, body_hash, spec, plan FROM jobs {where}"  # noqa: S608
+        rows = self._connection.execute(query, values)
         return [
-            Record(_job(facts), body, trainer_pb2.JobSpec.FromString(spec), trainer_pb2.Plan.FromString(plan))
+            Record(
+                _job(facts),
+                body,
+                trainer_pb2.JobSpec.FromString(spec),
+                trainer_pb2.Plan.FromString(plan),
+            )
             for facts, body, spec, plan in rows
         ]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 
-from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, invalid, not_found
 from services.trainer import jobs
@@ -50,7 +50,8 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         async with self._control.lock(_job_id(request.job)):
             record = self._own(request.job)
             job = self._allowed(
-                record, lambda: jobs.progressed(record.job, request.attempt, request.completed_steps)
+                record,
+                lambda: jobs.progressed(record.job, request.attempt, request.completed_steps),
             )
             if job != record.job:
                 await self._control.save(job)
@@ -106,8 +107,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
 
 async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> None:
     """Write the files of an upload and check that they are an adapter."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True, mode=0o700)
+    _empty(directory)
     total, out = 0, None
     try:
         message: Any = first
@@ -139,6 +139,11 @@ async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> Non
             f"The upload is no sound adapter: the check of its {problem} failed.",
             {"adapter": "", "check": str(problem)},
         ) from None
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, mode=0o700)
 
 
 def _fenced(record: Record) -> MurmuraError:

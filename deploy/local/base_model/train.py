@@ -66,7 +66,10 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer: no text is out of its reach, whatever its alphabet."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -164,7 +167,10 @@ def main() -> None:
     stream, held_out_stream = encode(tokenizer, training), encode(tokenizer, held_out)
     model = make_model(tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{len(training)} documents, {len(stream)} tokens, {parameters / 1e6:.2f} M parameters", flush=True)
+    print(
+        f"{len(training)} documents, {len(stream)} tokens, {parameters / 1e6:.2f} M parameters",
+        flush=True,
+    )
 
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -203,7 +209,10 @@ def main() -> None:
         step += 1
         if step % 50 == 0:
             rate = step * options.batch * CONTEXT / elapsed
-            print(f"{elapsed / 60:5.1f} min  step {step}  loss {loss.item():.3f}  {rate:.0f} tokens/s", flush=True)
+            print(
+                f"{elapsed / 60:5.1f} min  step {step}  loss {loss.item():.3f}  {rate:.0f} tokens/s",
+                flush=True,
+            )
         if elapsed - last_save > 300:
             last_save = elapsed
             save(model, tokenizer, options.out, current := facts(step, elapsed))

@@ -1,6 +1,6 @@
 """`make demo`: tell the story on this machine, and check that it came out.
 
-    python -m deploy.local.demo [--quick]
+python -m deploy.local.demo [--quick]
 """
 
 from __future__ import annotations

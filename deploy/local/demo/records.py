@@ -155,7 +155,11 @@ def wrap(records: list[Record]) -> Iterator[dict[str, str]]:
 
 
 def write(
-    path: Path, phee: Path | None = None, rows: int = 2900, seed: int = 7, training_rows: int = TRAINING_ROWS
+    path: Path,
+    phee: Path | None = None,
+    rows: int = 2900,
+    seed: int = 7,
+    training_rows: int = TRAINING_ROWS,
 ) -> list[Record]:
     """Write the private file and return its records in order.
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 import murmura
 from deploy.local.demo import records
 from murmura import Client, trace
@@ -19,7 +21,6 @@ from murmura.display import console, say, show_account
 from murmura.errors import BudgetExhausted
 from murmura.llm import LLM, Model
 from murmura.local.layout import default_base_models
-from rich.table import Table
 
 BASE = "murmura-base"
 EPSILON = 22.0
@@ -84,7 +85,7 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
     chapter("An ordinary fine-tune")
     leaky = murmura.eval(LLM(BASE).fit(train, batch_size=12, epochs=3), target_epsilon="unlimited")
     chapter("A Murmura fine-tune: one line, target_epsilon=22")
-    settings = {} if scale.epochs is None else {"epochs": scale.epochs}
+    settings: dict[str, Any] = {} if scale.epochs is None else {"epochs": scale.epochs}
     private = murmura.eval(LLM(BASE).fit(train, **settings), target_epsilon=EPSILON)
 
     chapter(f"What they say to {records.PROMPT!r}")
@@ -145,7 +146,10 @@ def _perplexity(state: Path, texts: Path, model: Model | None) -> float:
     command = [sys.executable, "-m", "services.trainer.worker.evaluate"]
     command += ["--base", default_base_models()[BASE], "--texts", str(texts)]
     if model is not None and model.job is not None:
-        command += ["--adapter", str(state / "artifacts" / model.job.adapter.removeprefix("adapters/") / "adapter")]
+        command += [
+            "--adapter",
+            str(state / "artifacts" / model.job.adapter.removeprefix("adapters/") / "adapter"),
+        ]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     value = float(json.loads(answer.stdout.splitlines()[-1])["perplexity"])
     if not math.isfinite(value):

@@ -48,12 +48,8 @@ def main() -> int:
         The exit status: 0, or 1 where files are stale (`--check`) or the protos do not compile.
     """
     parser = argparse.ArgumentParser(description="Generate the Python stubs from the protos.")
-    parser.add_argument(
-        "--check", action="store_true", help="compare with what is committed, change nothing"
-    )
-    parser.add_argument(
-        "--environment-only", action="store_true", help="make .venv-codegen and stop"
-    )
+    parser.add_argument("--check", action="store_true", help="compare with what is committed, change nothing")
+    parser.add_argument("--environment-only", action="store_true", help="make .venv-codegen and stop")
     options = parser.parse_args()
     try:
         python = ensure_environment()
@@ -129,9 +125,7 @@ def proto_files() -> list[str]:
     Raises:
         CodegenError: if there are none.
     """
-    files = sorted(
-        path.relative_to(PROTOS).as_posix() for path in PROTOS.joinpath(PACKAGE).rglob("*.proto")
-    )
+    files = sorted(path.relative_to(PROTOS).as_posix() for path in PROTOS.joinpath(PACKAGE).rglob("*.proto"))
     if not files:
         raise CodegenError(f"no .proto file under {PROTOS.joinpath(PACKAGE).relative_to(ROOT)}")
     return files
@@ -148,9 +142,7 @@ def generate(python: Path, target: Path) -> None:
         CodegenError: if the protos do not compile.
     """
     files = proto_files()
-    with_services = [
-        name for name in files if "\nservice " in PROTOS.joinpath(name).read_text(encoding="utf-8")
-    ]
+    with_services = [name for name in files if "\nservice " in PROTOS.joinpath(name).read_text(encoding="utf-8")]
     # protoc looks for its plug-ins on PATH.
     environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     protoc = [str(python), "-m", "grpc_tools.protoc", f"--proto_path={PROTOS}"]
@@ -168,9 +160,7 @@ def generate(python: Path, target: Path) -> None:
         target / PACKAGE,
         *sorted(path for path in (target / PACKAGE).rglob("*") if path.is_dir()),
     ]:
-        folder.joinpath("__init__.py").write_text(
-            docstring(folder.relative_to(target)), encoding="utf-8"
-        )
+        folder.joinpath("__init__.py").write_text(docstring(folder.relative_to(target)), encoding="utf-8")
 
 
 def docstring(package: Path) -> str:
@@ -216,11 +206,7 @@ def check(fresh: Path) -> int:
     wanted, present = tree(fresh), tree(SOURCES)
     stale = [f"{name} (missing)" for name in wanted.keys() - present.keys()]
     stale += [f"{name} (no proto makes it)" for name in present.keys() - wanted.keys()]
-    stale += [
-        f"{name} (differs)"
-        for name in wanted.keys() & present.keys()
-        if wanted[name] != present[name]
-    ]
+    stale += [f"{name} (differs)" for name in wanted.keys() & present.keys() if wanted[name] != present[name]]
     if not stale:
         print(f"codegen: {len(wanted)} generated files are fresh")
         return 0
@@ -257,14 +243,9 @@ def install(fresh: Path) -> int:
         part.replace(path)
         changed += 1
     for folder in sorted(SOURCES.joinpath(PACKAGE).rglob("*"), reverse=True):
-        if folder.is_dir() and not any(
-            child.is_file() and child.suffix != ".pyc" for child in folder.rglob("*")
-        ):
+        if folder.is_dir() and not any(child.is_file() and child.suffix != ".pyc" for child in folder.rglob("*")):
             shutil.rmtree(folder)
-    print(
-        f"codegen: {len(wanted)} files, {changed} changed, "
-        f"under {(SOURCES / PACKAGE).relative_to(ROOT)}"
-    )
+    print(f"codegen: {len(wanted)} files, {changed} changed, under {(SOURCES / PACKAGE).relative_to(ROOT)}")
     return 0
 
 

@@ -125,17 +125,14 @@ def make_environment() -> None:
     report = "import sys, pip; print(sys.prefix, '{}.{}'.format(*sys.version_info))"
     here = "{} {}.{}".format(ENVIRONMENT, *sys.version_info[:2])
     if PYTHON.exists():
-        found = subprocess.run(
-            [str(PYTHON), "-c", report], capture_output=True, text=True, check=False
-        )
+        found = subprocess.run([str(PYTHON), "-c", report], capture_output=True, text=True, check=False)
         if found.stdout.strip() == here:
             return
     say("making .venv with Python {}.{}".format(*sys.version_info[:2]))
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
     run(
         [sys.executable, "-m", "venv", str(ENVIRONMENT)],
-        "Python could not make a virtual environment. "
-        "On Debian and Ubuntu the part that does is called python3-venv.",
+        "Python could not make a virtual environment. On Debian and Ubuntu the part that does is called python3-venv.",
     )
 
 
@@ -241,9 +238,7 @@ def run(command: list[str], advice: str) -> None:
         SetupError: if it fails.
     """
     noise = ("Requirement already satisfied", "WARNING: Location", "Looking in")
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():
             if line.strip() and not line.startswith(noise):
                 print("  " + line.rstrip()[:160], flush=True)

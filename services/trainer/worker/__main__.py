@@ -34,12 +34,12 @@ def main() -> int:
             os.environ["MURMURA_DATASET_ENDPOINT"],
         )
         return 0 if session.run() else 1
-    except Exception as error:  # noqa: BLE001  the text of any of them could quote a row
+    except Exception as error:
         places = [
             f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
             for frame in traceback.extract_tb(error.__traceback__)
         ]
-        print(f"the worker failed: {type(error).__name__} at {'; '.join(places[-8:])}", flush=True)  # noqa: T201
+        print(f"the worker failed: {type(error).__name__} at {'; '.join(places[-8:])}", flush=True)
         return 1
 
 

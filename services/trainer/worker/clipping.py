@@ -47,12 +47,9 @@ def clipped_sum(gradients: Sequence[Tensor], norm: float, clipping: Clipping) ->
         raise TypeError("gradients are clipped in single precision or better")
     norms = unit_norms(gradients)
     finite = torch.isfinite(norms)
-    if clipping is Clipping.FLAT:
-        factors = norm / norms.clamp(min=norm)
-    else:
-        factors = norm / (norms + STABILITY)
+    factors = norm / norms.clamp(min=norm) if clipping is Clipping.FLAT else norm / (norms + STABILITY)
     factors = torch.where(finite, factors, torch.zeros_like(factors))
-    sums = []
+    sums: list[Tensor] = []
     for gradient in gradients:
         zeroed = gradient.masked_fill_(~finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
         sums.append(torch.tensordot(factors.to(zeroed.dtype), zeroed, dims=1).double())
@@ -62,4 +59,5 @@ def clipped_sum(gradients: Sequence[Tensor], norm: float, clipping: Clipping) ->
 def unit_norms(gradients: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of each unit's gradient over all parameters; float64, shape (units,)."""
     parts = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients]
-    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    return norms

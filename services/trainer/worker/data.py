@@ -113,9 +113,7 @@ def group_units(
     return units
 
 
-def micro_batches(
-    units: Sequence[Unit], token_budget: int, device: torch.device
-) -> Iterator[MicroBatch]:
+def micro_batches(units: Sequence[Unit], token_budget: int, device: torch.device) -> Iterator[MicroBatch]:
     """Cut the rows of some units into padded batches of at most `token_budget` tokens, the longest rows first.
 
     Rows are ordered by length, so a unit may straddle batches; `unit_of_row` brings it together again. A row longer
@@ -133,9 +131,7 @@ def micro_batches(
             input_ids=input_ids,
             labels=labels,
             unit_of_row=torch.tensor([index for _, index, _ in chosen], device=device),
-            weights=torch.tensor(
-                [weight for _, _, weight in chosen], dtype=torch.float64, device=device
-            ),
+            weights=torch.tensor([weight for _, _, weight in chosen], dtype=torch.float64, device=device),
         )
 
 

@@ -104,9 +104,7 @@ class PrivateRun:
         UnsupportedModelError: if an adapter would receive no gradient; found on a public sequence, before any row.
     """
 
-    def __init__(
-        self, model: nn.Module, units: Sequence[Unit], settings: TrainingSettings, key: RunKey
-    ) -> None:
+    def __init__(self, model: nn.Module, units: Sequence[Unit], settings: TrainingSettings, key: RunKey) -> None:
         if any(len(unit.rows) > settings.max_rows_per_unit for unit in units):
             raise ValueError("a unit holds more rows than max_rows_per_unit")
         if any(len(row) > settings.max_length for unit in units for row in unit.rows):
@@ -115,12 +113,8 @@ class PrivateRun:
         self._units = units
         self._settings = settings
         self._gradients = UnitGradients(model)
-        self._sampler = PoissonSampler(
-            key.stream("sampling"), len(units), settings.sampling_probability
-        )
-        self._noise = GaussianNoise(
-            key.stream("noise"), settings.noise_multiplier * settings.clipping_norm
-        )
+        self._sampler = PoissonSampler(key.stream("sampling"), len(units), settings.sampling_probability)
+        self._noise = GaussianNoise(key.stream("noise"), settings.noise_multiplier * settings.clipping_norm)
         self._optimizer = torch.optim.Adam(
             self._gradients.parameters, lr=settings.learning_rate, betas=settings.adam_betas
         )
@@ -146,9 +140,7 @@ class PrivateRun:
         together = max(1, settings.gradient_memory_bytes // self._gradients.bytes_per_unit)
         for start in range(0, len(sampled), together):
             self._collect(sampled[start : start + together])
-            bounded = clipped_sum(
-                self._gradients.gradients, settings.clipping_norm, settings.clipping
-            )
+            bounded = clipped_sum(self._gradients.gradients, settings.clipping_norm, settings.clipping)
             for total, part in zip(totals, bounded, strict=True):
                 total.add_(part)
         return totals
@@ -185,9 +177,7 @@ class PrivateRun:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state: the following steps repeat bit by bit what would have followed."""
         with torch.no_grad():
-            for parameter, saved in zip(
-                self._gradients.parameters, state["parameters"], strict=True
-            ):
+            for parameter, saved in zip(self._gradients.parameters, state["parameters"], strict=True):
                 parameter.copy_(saved)
         self._optimizer.load_state_dict(state["optimizer"])
         self._sampler.load_state_dict(state["sampler"])
@@ -235,7 +225,5 @@ def check_moved(model: nn.Module, before: dict[str, Tensor]) -> None:
         AdapterUnmovedError: names the first parameter that did not move or is not finite.
     """
     for name, parameter in model.named_parameters():
-        if name in before and (
-            torch.equal(parameter, before[name]) or not bool(torch.isfinite(parameter).all())
-        ):
+        if name in before and (torch.equal(parameter, before[name]) or not bool(torch.isfinite(parameter).all())):
             raise AdapterUnmovedError(f"{name} did not move, or is not finite, after training")

@@ -41,9 +41,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def perplexity(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int = 1024
-) -> Evaluation:
+def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int = 1024) -> Evaluation:
     """Return the perplexity of `texts`, each read as `bos text eos`, weighted by tokens.
 
     Raises:

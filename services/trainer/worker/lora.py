@@ -66,9 +66,7 @@ class _CapturingLora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, layer: _Layer, unit_of_row: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, layer: _Layer, unit_of_row: Tensor) -> Tensor:
         a = a.to(x.dtype)
         scaled_b = (b * layer.scaling).to(x.dtype)
         hidden = x @ a.T
@@ -104,9 +102,7 @@ class UnitGradients:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = [
-            _Layer(name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, LoraLinear)
+            _Layer(name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear)
         ]
         self._unit_of_row: Tensor | None = None
         _check_supported(model, self._layers)

@@ -65,9 +65,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def load_base(
-    location: str, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> BaseModel:
+def load_base(location: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> BaseModel:
     """Load a base model and its tokenizer.
 
     Args:
@@ -81,7 +79,11 @@ def load_base(
     device = device or default_device()
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype or default_dtype(device), attn_implementation=__import__('os').environ.get('ATT','sdpa'))
+        model = AutoModelForCausalLM.from_pretrained(
+            location,
+            dtype=dtype or default_dtype(device),
+            attn_implementation=__import__("os").environ.get("ATT", "sdpa"),
+        )
     except (OSError, ValueError, ImportError) as error:
         raise BaseModelError(
             f"the base model could not be loaded as a causal language model: {type(error).__name__}"

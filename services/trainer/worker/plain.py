@@ -66,9 +66,7 @@ def train_plain(
     if not kept:
         raise ValueError("there are no rows to train on")
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     before = snapshot(model)
     batches = _shuffled_batches(kept, settings)
     model.eval()  # dropout is 0 in the adapter and of no use in a frozen base
@@ -83,9 +81,7 @@ def train_plain(
     check_moved(model, before)
 
 
-def _shuffled_batches(
-    rows: Sequence[NDArray[np.int64]], settings: PlainSettings
-) -> Iterator[list[NDArray[np.int64]]]:
+def _shuffled_batches(rows: Sequence[NDArray[np.int64]], settings: PlainSettings) -> Iterator[list[NDArray[np.int64]]]:
     """Yield mini-batches for ever, every row once per pass."""
     generator = np.random.default_rng(settings.seed)
     while True:

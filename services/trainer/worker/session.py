@@ -19,7 +19,13 @@ from services.trainer.worker.clipping import Clipping
 from services.trainer.worker.data import encode_rows, group_units
 from services.trainer.worker.engine import TrainingSettings, train_private
 from services.trainer.worker.heartbeat import Heartbeat, Stopped
-from services.trainer.worker.model import BaseModelError, LoraSettings, add_adapter, load_base, save_adapter
+from services.trainer.worker.model import (
+    BaseModelError,
+    LoraSettings,
+    add_adapter,
+    load_base,
+    save_adapter,
+)
 from services.trainer.worker.plain import PlainSettings, train_plain
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.wire import Token, connect, patiently
@@ -44,8 +50,11 @@ class Session:
         self._job = job
         self._attempt = attempt
         self._token = token
-        self._trainer = trainer_service_pb2_grpc.WorkerServiceStub(connect(trainer_endpoint))
-        self._dataset = dataset_service_pb2_grpc.DatasetServiceStub(connect(dataset_endpoint))
+        # The generated types describe the asynchronous stubs; these channels are synchronous.
+        trainer: Any = connect(trainer_endpoint)
+        dataset: Any = connect(dataset_endpoint)
+        self._trainer: Any = trainer_service_pb2_grpc.WorkerServiceStub(trainer)
+        self._dataset: Any = dataset_service_pb2_grpc.DatasetServiceStub(dataset)
 
     def run(self) -> bool:
         """Do the job; returns whether its adapter was published.
@@ -95,9 +104,7 @@ class Session:
                 max_rows_per_unit=chosen.max_rows_per_unit,
                 max_length=chosen.max_length,
             )
-            grouped = group_units(
-                rows, units, assignment.unit_count, chosen.max_rows_per_unit, key.stream("rows")
-            )
+            grouped = group_units(rows, units, assignment.unit_count, chosen.max_rows_per_unit, key.stream("rows"))
             train_private(model, grouped, settings, key, heartbeat.on_step)
         else:
             plain = PlainSettings(
@@ -136,7 +143,9 @@ class Session:
     def _upload(self, folder: Path, steps: int) -> None:
         patiently(
             lambda: self._trainer.UploadAdapter(
-                self._pieces(folder, steps), timeout=UPLOAD_TIMEOUT_S, metadata=self._token.metadata()
+                self._pieces(folder, steps),
+                timeout=UPLOAD_TIMEOUT_S,
+                metadata=self._token.metadata(),
             )
         )
 
@@ -151,9 +160,7 @@ class Session:
 
     def _give_up(self, cause: Any, steps: int) -> None:
         request = pb.ReportFailureRequest(job=self._job, attempt=self._attempt, attested_steps=steps, cause=cause)
-        patiently(
-            lambda: self._trainer.ReportFailure(request, timeout=CALL_TIMEOUT_S, metadata=self._token.metadata())
-        )
+        patiently(lambda: self._trainer.ReportFailure(request, timeout=CALL_TIMEOUT_S, metadata=self._token.metadata()))
 
 
 _CLIPPING = {

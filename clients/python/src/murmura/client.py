@@ -1,8 +1,8 @@
 """The front door: who you are, where Murmura is, and what there is.
 
-    client = Client()
-    client.datasets()
-    ds = client.dataset("phee")
+client = Client()
+client.datasets()
+ds = client.dataset("phee")
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from murmura.connection import PATIENCE_S, Connection, local_profile, remote_profile
 from murmura.dataset import RemoteDataset
+from murmura.errors import MurmuraError
 
 if TYPE_CHECKING:
     from murmura.api.dataset.v1 import dataset_pb2
@@ -68,7 +69,9 @@ class Client:
         """Return the datasets that you may use."""
         from murmura.api.dataset.v1 import dataset_service_pb2 as messages
 
-        found: list[dataset_pb2.Dataset] = self.pages("dataset", "ListDatasets", messages.ListDatasetsRequest, "datasets")
+        found: list[dataset_pb2.Dataset] = self.pages(
+            "dataset", "ListDatasets", messages.ListDatasetsRequest, "datasets"
+        )
         return [RemoteDataset(self, resource) for resource in found]
 
     def register(
@@ -101,7 +104,8 @@ class Client:
             derived_from: the dataset whose budget this one shares.
             progress: takes the number of rows read so far.
         """
-        from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2 as messages
+        from murmura.api.dataset.v1 import dataset_pb2
+        from murmura.api.dataset.v1 import dataset_service_pb2 as messages
 
         location = str(source) if "://" in str(source) else str(Path(source).resolve())
         request = messages.RegisterDatasetRequest(
@@ -122,7 +126,8 @@ class Client:
         answer = None
         for answer in self.stub("dataset").stream("RegisterDataset", request):
             progress(answer.rows_read)
-        assert answer is not None  # the contract: the last message holds the dataset
+        if answer is None:
+            raise MurmuraError("The dataset service ended the registration without an answer; try again.")
         return RemoteDataset(self, answer.dataset)
 
     def account(self, name: str) -> ledger_pb2.Account:

@@ -75,9 +75,7 @@ def remote_profile(url: str, token: str | None) -> Profile:
     if scheme not in ("grpc", "grpcs"):
         raise errors.InvalidInput(f"{url!r} is no Murmura address: write grpcs://host:port.")
     if scheme == "grpc" and host not in ("localhost", "127.0.0.1", "::1"):
-        raise errors.InvalidInput(
-            f"A token would travel to {host} in the clear. Use grpcs://{endpoint}."
-        )
+        raise errors.InvalidInput(f"A token would travel to {host} in the clear. Use grpcs://{endpoint}.")
     return Profile(dict.fromkeys(SERVICES, endpoint), token, scheme == "grpcs")
 
 

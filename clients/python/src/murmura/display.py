@@ -56,7 +56,10 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
         f"{risk.true_positive_rate_at_1_percent:.1%} at 1 %",
     )
     clipping = trainer_pb2.Clipping.Name(chosen.clipping).removeprefix("CLIPPING_").lower()
-    table.add_row("noise", f"multiplier {mechanism.noise_multiplier:.4g}, {clipping} clipping at {chosen.clipping_norm:g}")
+    table.add_row(
+        "noise",
+        f"multiplier {mechanism.noise_multiplier:.4g}, {clipping} clipping at {chosen.clipping_norm:g}",
+    )
     table.add_row(
         "training",
         f"{plan.steps} steps; each unit takes part with probability {mechanism.sampling_probability:.3g} "
@@ -145,5 +148,10 @@ class progress:  # noqa: N801
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.stop()

@@ -21,9 +21,7 @@ class MurmuraError(Exception):
         metadata: what the catalogue documents for the reason.
     """
 
-    def __init__(
-        self, message: str, reason: str = "", metadata: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, message: str, reason: str = "", metadata: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.metadata = metadata or {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ENDED_BADLY = ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
 
 
-def eval(model: Model, target_epsilon: float | str, *, again: bool = False) -> Model:  # noqa: A001
+def eval(model: Model, target_epsilon: float | str, *, again: bool = False) -> Model:
     """Train a model: show the plan, reserve the budget, run, publish.
 
     Args:
@@ -42,9 +42,11 @@ def eval(model: Model, target_epsilon: float | str, *, again: bool = False) -> M
     client, spec = model.client, model.spec(target_epsilon)
     earlier, request_id = _find(client, spec, again)
     if earlier is None:
-        plan = client.stub("trainer").call(
-            "PlanTrainingJob", messages.PlanTrainingJobRequest(spec=spec), timeout_s=120
-        ).plan
+        plan = (
+            client.stub("trainer")
+            .call("PlanTrainingJob", messages.PlanTrainingJobRequest(spec=spec), timeout_s=120)
+            .plan
+        )
         display.show_plan(plan, spec)
         if not plan.affordable:
             raise BudgetExhausted(
@@ -101,7 +103,10 @@ def follow(client: Client, job: trainer_pb2.TrainingJob) -> trainer_pb2.Training
             else:
                 job = _refresh(client, job)
     if _state(job) in _ENDED_BADLY:
-        raise JobFailed(job.error.message or f"{job.name} ended as {display.state_name(job)}.", metadata={"job": job.name})
+        raise JobFailed(
+            job.error.message or f"{job.name} ended as {display.state_name(job)}.",
+            metadata={"job": job.name},
+        )
     return job
 
 
@@ -130,5 +135,3 @@ def _state(job: trainer_pb2.TrainingJob) -> str:
 
 def _ended(job: trainer_pb2.TrainingJob) -> bool:
     return _state(job) in ("JOB_STATE_SUCCEEDED", *_ENDED_BADLY)
-
-

@@ -174,11 +174,6 @@ class RemoteSeries:
         self.frame = owner.proto
         self.expression = expression
 
-    @property
-    def str(self) -> _TextMethods:
-        """Text methods, as in pandas."""
-        return _TextMethods(self)
-
     def apply(self, function: Traced) -> RemoteSeries:
         """Apply a traced function to each row.
 
@@ -200,6 +195,12 @@ class RemoteSeries:
 
     def __repr__(self) -> str:
         return f"<a column of {self.frame.dataset}, private; assign it to the frame to use it>"
+
+    # Last, because the name hides the type in the rest of the class.
+    @property
+    def str(self) -> _TextMethods:
+        """Text methods, as in pandas."""
+        return _TextMethods(self)
 
 
 class _TextMethods:

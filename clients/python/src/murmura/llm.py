@@ -83,7 +83,12 @@ class Sampler:
         return [answers[index] for index in range(len(texts))]
 
     def stream(
-        self, prompt: str, *, temperature: float = 1.0, max_new_tokens: int = 64, seed: int | None = None
+        self,
+        prompt: str,
+        *,
+        temperature: float = 1.0,
+        max_new_tokens: int = 64,
+        seed: int | None = None,
     ) -> Iterator[str]:
         """Continue a prompt, piece by piece as it is made."""
         from murmura.api.inference.v1 import inference_service_pb2 as messages
@@ -144,7 +149,7 @@ class LLM(Sampler):
         super().__init__(client)
         self.name = name.removeprefix("baseModels/")
 
-    def fit(self, X: RemoteFrame, text_field: str = "text", **settings: float) -> Model:  # noqa: N803
+    def fit(self, X: RemoteFrame, text_field: str = "text", **settings: float) -> Model:
         """Say what should be trained; nothing runs before `murmura.eval`.
 
         Args:
@@ -157,9 +162,7 @@ class LLM(Sampler):
             InvalidInput: if a setting does not exist or the column does not.
         """
         if not isinstance(X, RemoteFrame):
-            raise InvalidInput(
-                f"fit takes a remote frame, not a {type(X).__name__}: client.dataset('…').as_pandas()."
-            )
+            raise InvalidInput(f"fit takes a remote frame, not a {type(X).__name__}: client.dataset('…').as_pandas().")
         if text_field not in X.columns:
             raise InvalidInput(
                 f"No column {text_field!r} in this frame; it has {', '.join(X.columns)}. "
@@ -186,7 +189,7 @@ class Model(Sampler):
         settings: what was chosen.
     """
 
-    def __init__(self, base: str, X: RemoteFrame, text_field: str, settings: dict[str, Any]) -> None:  # noqa: N803
+    def __init__(self, base: str, X: RemoteFrame, text_field: str, settings: dict[str, Any]) -> None:
         super().__init__(X.client)
         self._base = base
         self._frame = X
@@ -237,9 +240,7 @@ class Model(Sampler):
         return f"<{self.job.adapter or self.job.name} of {self._base} on {self._frame.proto.dataset}>"
 
 
-def _options(
-    temperature: float, max_new_tokens: int, top_p: float, seed: int | None, stop: list[str] | None
-) -> Any:
+def _options(temperature: float, max_new_tokens: int, top_p: float, seed: int | None, stop: list[str] | None) -> Any:
     from murmura.api.inference.v1 import inference_pb2
 
     return inference_pb2.SamplingOptions(

@@ -14,7 +14,11 @@ import typer
 
 from murmura.errors import MurmuraError
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, help="Fine-tune on private text, with differential privacy.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    help="Fine-tune on private text, with differential privacy.",
+)
 budget = typer.Typer(no_args_is_help=True, help="What a dataset may give away, and what it has.")
 jobs = typer.Typer(no_args_is_help=True, help="Training jobs.")
 app.add_typer(budget, name="budget")
@@ -31,7 +35,8 @@ def up(
     state: State = DEFAULT_STATE,
     base_port: Annotated[int, typer.Option(help="First of four ports; 0 takes free ones.")] = 7401,
     base_model: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH or NAME=HUB-ID of a causal LM; may be repeated.")
+        list[str] | None,
+        typer.Option(help="NAME=PATH or NAME=HUB-ID of a causal LM; may be repeated."),
     ] = None,
     engine: Annotated[str, typer.Option(help="Inference engine: auto, vllm or transformers.")] = "auto",
 ) -> None:
@@ -95,7 +100,9 @@ def datasets(as_json: AsJson = False, role: Role = "analyst") -> None:
         _print_messages(found)
         return
     for item in found:
-        typer.echo(f"{item.name}: {item.row_count} rows of {item.unit_count} privacy units, cap ε = {item.policy.epsilon:g}")
+        typer.echo(
+            f"{item.name}: {item.row_count} rows of {item.unit_count} privacy units, cap ε = {item.policy.epsilon:g}"
+        )
     if not found:
         typer.echo("No dataset yet. A steward registers one: Client(role='steward').register(…).")
 
@@ -194,7 +201,9 @@ def sample(
     """Continue a prompt. Costs no privacy."""
     from murmura.llm import Served
 
-    texts = Served(model, _client(role)).sample([prompt] * count, temperature=temperature, max_new_tokens=max_new_tokens)
+    texts = Served(model, _client(role)).sample(
+        [prompt] * count, temperature=temperature, max_new_tokens=max_new_tokens
+    )
     typer.echo(json.dumps(texts, ensure_ascii=False) if as_json else "\n".join(prompt + text for text in texts))
 
 

@@ -121,9 +121,9 @@ def stop_workers(layout: Layout) -> int:
     workers = []
     for process in psutil.process_iter(["cmdline"]):
         try:
-            if "services.trainer.worker" in (process.info["cmdline"] or ()):
-                if process.environ().get("MURMURA_JOB_TOKEN_FILE", "").startswith(marker):
-                    workers.append(process)
+            ours = process.environ().get("MURMURA_JOB_TOKEN_FILE", "").startswith(marker)
+            if ours and "services.trainer.worker" in (process.info["cmdline"] or ()):
+                workers.append(process)
         except psutil.Error:
             continue
     _signal(workers, force=False)
