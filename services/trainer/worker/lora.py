@@ -159,7 +159,7 @@ class UnitGradients:
                 f"layer {layer.name} does not see its input row by row, so units cannot be told apart"
             )
         base = layer.module.base_layer(x, *args, **kwargs)
-        adapted = _CapturingLora.apply(base, x.to(base.dtype), layer.a, layer.b, layer, unit_of_row)
+        adapted = _CapturingLora.apply(base, x.to(base.dtype), layer.a, layer.b, layer, unit_of_row)  # type: ignore[no-untyped-call]
         return cast(Tensor, adapted)
 
 

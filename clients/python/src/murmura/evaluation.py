@@ -51,8 +51,8 @@ def eval(model: Model, target_epsilon: float | str, *, again: bool = False) -> M
         if not plan.affordable:
             raise BudgetExhausted(
                 f"ε = {target_epsilon} was asked for and ε = {plan.left_epsilon:.2f} is left on {spec.frame.dataset}; "
-                f"nothing was spent. Lower target_epsilon to at most {plan.left_epsilon:.2f}, or ask a steward to raise "
-                f"the cap. `murmura budget show {spec.frame.dataset}` shows what was spent on what.",
+                f"nothing was spent. Lower target_epsilon to at most {plan.left_epsilon:.2f}, or ask a steward for "
+                f"a higher cap. `murmura budget show {spec.frame.dataset}` shows what was spent on what.",
                 "BUDGET_EXHAUSTED",
                 {"account": plan.account, "left_epsilon": f"{plan.left_epsilon:.4f}"},
             )
