@@ -95,6 +95,14 @@ class Lifecycle:
         await self._ended.wait()
 
 
+def interceptors(keys: TrustedKeys) -> list[grpc.aio.ServerInterceptor]:
+    """Return what every call passes through, outermost first.
+
+    Metrics stand outside auth so that rejections count; errors are mapped inside both.
+    """
+    return [RequestIds(), Logs(), Metrics(), Auth(keys), ErrorMapping(), Deadlines(), Validation()]
+
+
 Register = Callable[[grpc.aio.Server, Lifecycle], Awaitable[list[str]]]
 
 

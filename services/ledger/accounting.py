@@ -23,6 +23,7 @@ from scipy.special import log_ndtr, ndtr, ndtri
 DEFAULT_SIGMA = 1000.0
 E18 = 10**18
 CELL = 0.01
+LEAST_CELLS = 4000
 _SAFETY = 1e-12
 _MOST_UNITS = 10**12
 
@@ -266,11 +267,11 @@ def _profile(mechanism: Mechanism, truncation: float) -> tuple[NDArray[np.float6
         end *= 1.25
         if end > 2000:
             raise Unpriceable("this mechanism is hardly private; raise the noise multiplier")
-    grid = np.linspace(0.0, end, max(200, math.ceil(end / CELL) + 1))
+    grid = np.linspace(0.0, end, max(LEAST_CELLS, math.ceil(end / CELL)) + 1)
     return grid, np.asarray(composed.get_delta_for_epsilon(grid), dtype=np.float64)
 
 
 def _discretisation(mechanism: Mechanism) -> float:
     """Choose an interval fine beside one step's loss, coarse enough to stay fast for small noise."""
     spread = math.sqrt(mechanism.steps) * mechanism.sampling_probability / mechanism.noise_multiplier
-    return float(min(1e-2, max(1e-5, spread / 2000)))
+    return float(min(1e-2, max(5e-5, spread / 500)))
