@@ -62,6 +62,7 @@ def read(source: dataset_pb2.FileSource) -> Iterator[int | pl.DataFrame]:
 
 def _read_json_lines(file: Any) -> Iterator[int | pl.DataFrame]:
     rows: list[dict[str, Any]] = []
+    kinds: dict[str, type] = {}
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -74,14 +75,14 @@ def _read_json_lines(file: Any) -> Iterator[int | pl.DataFrame]:
         if not isinstance(row, dict):
             raise Unreadable(f"line {number}: not a JSON object", number)
         rows.append({key: _flat(value) for key, value in row.items()})
+        for key, value in rows[-1].items():
+            if value is not None and kinds.setdefault(key, type(value)) is not type(value):
+                raise Unreadable(f"line {number}, column {key!r}: another type than before", number)
         if number % ROWS_A_REPORT == 0:
             yield len(rows)
     if not rows:
         raise Unreadable("the file holds no row")
-    try:
-        yield pl.DataFrame(rows, infer_schema_length=None)
-    except (pl.exceptions.PolarsError, TypeError):
-        raise Unreadable("a column holds values of different types") from None
+    yield pl.DataFrame(rows, infer_schema_length=None)
 
 
 def _flat(value: Any) -> Any:

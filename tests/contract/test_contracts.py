@@ -5,10 +5,11 @@ import pkgutil
 import re
 from pathlib import Path
 
-import murmura.api
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from grpc_reflection.v1alpha import reflection_pb2
+
+import murmura.api
 from murmura.api.common.v1 import errors_pb2, rules_pb2
 from services.common import access
 
@@ -108,7 +109,7 @@ def test_every_pattern_compiles():
 
 
 def test_every_reason_in_the_code_is_in_the_catalogue():
-    reasons = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()}
+    reasons = {name.removeprefix("ERROR_REASON_") for name in list(errors_pb2.ErrorReason.keys())}
     source = "\n".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
     used = set(re.findall(r'StatusCode\.[A-Z_]+,\s*"([A-Z_]+)"', source)) | set(
         re.findall(r'Refusal\(\s*"([A-Z_]+)"', source)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -107,10 +108,16 @@ def fingerprint() -> str:
     Returns:
         A hexadecimal SHA-256.
     """
+    import tomllib  # here, for an old Python must get as far as its sentence
+
     digest = hashlib.sha256(sys.version.encode())
-    ours = [ROOT / "pyproject.toml", ROOT / "clients" / "python" / "pyproject.toml"]
-    for path in [LOCK, REQUIREMENTS, Path(__file__), *ours]:
+    for path in [LOCK, REQUIREMENTS, Path(__file__)]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for path in [ROOT / "pyproject.toml", ROOT / "clients" / "python" / "pyproject.toml"]:
+        # Settings of linters and tests change nothing that is installed.
+        settings = tomllib.loads(path.read_text())
+        built = [settings["build-system"], settings["project"], settings["tool"]["hatch"]]
+        digest.update(json.dumps(built, sort_keys=True).encode())
     # An editable installation names the folder it was made in.
     digest.update(str(ROOT).encode())
     return digest.hexdigest()

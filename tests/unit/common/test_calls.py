@@ -10,6 +10,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.rpc import error_details_pb2, status_pb2
+
 from murmura.api.dataset.v1 import dataset_service_pb2 as dataset
 from murmura.api.dataset.v1 import dataset_service_pb2_grpc
 from murmura.api.ledger.v1 import ledger_service_pb2 as ledger
@@ -111,7 +112,16 @@ async def test_the_handler_knows_who_calls(channel):
         mint(DEPLOYMENT, "deployment", "x", [], 60),
         "nonsense",
     ],
-    ids=["expired", "forged", "unknown key", "key may not issue", "key may not issue worker", "none", "no role", "text"],
+    ids=[
+        "expired",
+        "forged",
+        "unknown key",
+        "key may not issue",
+        "key may not issue worker",
+        "none",
+        "no role",
+        "text",
+    ],
 )
 async def test_bad_tokens_are_refused_alike(channel, bad):
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -8,6 +8,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+
 from services.ledger import accounting
 from services.ledger.accounting import E18, Cap, Mechanism, Unit, Unpriceable
 

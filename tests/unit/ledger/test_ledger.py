@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
 from services.ledger.journal import Entry, Head, JournalBroken, digest, link, replay
 from services.ledger.ledger import Amount, Event, Refusal, State, decide, fold
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+
 from services.ledger.journal import Head, HeadMoved, link, replay
 from services.ledger.ledger import Event, Refusal
 from services.ledger.sqlite_store import SqliteStore

@@ -1,0 +1,113 @@
+"""Drives one engine through the contract that both must keep, and prints what it saw as JSON.
+
+A process of its own: vLLM is forked from a process without threads, as in the service, and it sets
+environment variables that no other test should see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from services.inference.engine import Engine, EngineRefused, EngineSettings, Sampling, make
+
+GREEDY = Sampling(max_tokens=24, temperature=0)
+
+
+async def text(engine: Engine, prompt: str, how: Sampling, adapter: int | None = None) -> Any:
+    """Return text, number of pieces, tokens and reason of one completion."""
+    tokens = await engine.tokenize(prompt)
+    pieces = [piece async for piece in engine.generate(tokens, how, adapter, "salt")]
+    assert all(piece.finish is None for piece in pieces[:-1])
+    return [
+        "".join(piece.text for piece in pieces),
+        len(pieces),
+        sum(piece.tokens for piece in pieces),
+        pieces[-1].finish.value,  # type: ignore[union-attr]
+    ]
+
+
+async def drive(engine: Engine, prompts: list[str], adapters: list[Path]) -> dict[str, Any]:
+    """Run the scenarios."""
+    seen: dict[str, Any] = {"context_length": engine.context_length}
+    seen["base"] = [await text(engine, prompt, GREEDY) for prompt in prompts]
+
+    # While one request streams, an adapter arrives and is used.
+    await engine.add_adapter(1, "one", adapters[0])
+    long = engine.generate(await engine.tokenize(prompts[0]), Sampling(max_tokens=120, temperature=0), 1, "salt")
+    streamed = [await anext(long)]
+    await engine.add_adapter(2, "two", adapters[1])
+    seen["second"] = [await text(engine, prompt, GREEDY, 2) for prompt in prompts]
+    seen["still_running"] = engine.running()
+    streamed += [piece async for piece in long]
+    seen["streamed"] = "".join(piece.text for piece in streamed)
+
+    # Base and both adapters in one batch.
+    mixed = await asyncio.gather(
+        *(text(engine, prompt, GREEDY, adapter) for adapter in (None, 1, 2) for prompt in prompts)
+    )
+    seen["mixed"] = [outcome[0] for outcome in mixed]
+
+    # A request that is closed early, and one whose task is cancelled, leave the engine.
+    early = engine.generate(await engine.tokenize("a"), Sampling(max_tokens=200), None, "salt")
+    await anext(early)
+    await early.aclose()
+    task = asyncio.create_task(text(engine, "a", Sampling(max_tokens=200)))
+    await asyncio.sleep(0.05)
+    seen["before_cancel"] = engine.running()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.5)
+    seen["after_cancel"] = engine.running()
+
+    stop = seen["base"][0][0][5:8]
+    seen["stop"] = [stop, *await text(engine, prompts[0], Sampling(24, 0, stop=(stop,)))]
+    seeded = [Sampling(24, 1.0, 0.9, 20, seed=seed) for seed in (5, 5, 6)]
+    seen["seeded"] = [(await text(engine, prompts[0], how))[0] for how in seeded]
+
+    refused = []
+    for bad in (99, 1):
+        if bad == 1:
+            await engine.remove_adapter(1)
+        try:
+            await text(engine, prompts[0], GREEDY, bad)
+        except KeyError:
+            refused.append(bad)
+    seen["refused"] = refused
+    await engine.remove_adapter(2)
+    await engine.remove_adapter(2)
+    await engine.add_adapter(3, "three", adapters[2])
+    seen["third"] = [await text(engine, prompt, GREEDY, 3) for prompt in prompts]
+    seen["base_again"] = [await text(engine, prompt, GREEDY) for prompt in prompts]
+
+    constrained = Sampling(24, 1.0, seed=1, regex="(yes|no), [0-9]{3}")
+    seen["structured"] = engine.structured
+    try:
+        seen["regex"] = (await text(engine, prompts[0], constrained))[0]
+    except EngineRefused as refusal:
+        seen["regex"] = [refusal.field]
+    try:
+        await text(engine, prompts[0], Sampling(24, regex="((("))
+    except EngineRefused as refusal:
+        seen["bad_regex"] = [refusal.field]
+    await engine.check_health()
+    return seen
+
+
+async def main() -> None:
+    """Start the engine that the arguments name, drive it, print."""
+    job = json.loads(sys.stdin.read())
+    started = time.monotonic()
+    engine = make(job["engine"], job["base"], EngineSettings(dtype="float32", max_adapters=2))
+    await engine.start()
+    seconds = time.monotonic() - started
+    seen = await drive(engine, job["prompts"], [Path(path) for path in job["adapters"]])
+    print(json.dumps(seen | {"start_seconds": seconds}), flush=True)
+    await asyncio.sleep(60)  # the test ends this process, to see that the engine ends with it
+
+
+asyncio.run(main())

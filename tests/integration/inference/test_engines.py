@@ -1,0 +1,156 @@
+"""Both engines keep one contract; transformers with PEFT, in float32, is the reference."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PROMPTS = ["The patient", "a", "0123456789 and so on, and so on"]
+NO_VLLM = "vLLM is not installed here; the transformers engine is tested alone"
+ENGINES = [
+    "transformers",
+    pytest.param(
+        "vllm",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason=NO_VLLM),
+        ],
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def seen(
+    request: pytest.FixtureRequest,
+    tiny_base: Path,
+    tiny_adapters: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """What the driver saw of one engine."""
+    job = {
+        "engine": request.param,
+        "base": str(tiny_base),
+        "adapters": [str(path) for path in tiny_adapters],
+        "prompts": PROMPTS,
+    }
+    errors = tmp_path_factory.mktemp("driver") / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("engine_driver.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(job))
+    process.stdin.close()
+    line = next((line for line in process.stdout if line.startswith("{")), "")
+    children = psutil.Process(process.pid).children() if line else []
+    process.kill()
+    process.wait()
+    assert line, errors.read_text()[-3000:]
+    found: dict[str, Any] = json.loads(line)
+    found |= {"children": len(children), "engine": request.param}
+    found["orphans"] = len(psutil.wait_procs(children, timeout=10)[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_base: Path, tiny_adapters: list[Path]) -> Any:
+    """Greedy text by `generate` of transformers; adapter 0 is the base model."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+
+    @functools.cache
+    def text(adapter: int, prompt: str, most: int = 24) -> str:
+        model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+        if adapter:
+            model = PeftModel.from_pretrained(model, tiny_adapters[adapter - 1])
+        ids = tokenizer(prompt, return_tensors="pt")
+        with torch.inference_mode():
+            out = model.eval().generate(**ids, max_new_tokens=most, do_sample=False)
+        made = out[0, ids["input_ids"].shape[1] :]
+        return str(tokenizer.decode(made, skip_special_tokens=True))
+
+    return text
+
+
+def test_adapters_change_what_is_said(reference: Any) -> None:
+    for prompt in PROMPTS:
+        assert len({reference(adapter, prompt) for adapter in range(4)}) == 4
+
+
+def test_the_base_model_is_the_reference(seen: dict[str, Any], reference: Any) -> None:
+    assert [outcome[0] for outcome in seen["base"]] == [reference(0, p) for p in PROMPTS]
+    assert seen["base_again"] == seen["base"]
+    assert seen["context_length"] == 256
+
+
+def test_an_adapter_that_arrives_while_another_request_streams_is_the_reference(
+    seen: dict[str, Any], reference: Any
+) -> None:
+    assert seen["still_running"] >= 1
+    assert [outcome[0] for outcome in seen["second"]] == [reference(2, p) for p in PROMPTS]
+    assert seen["streamed"] == reference(1, PROMPTS[0], 120)
+
+
+def test_base_and_adapters_in_one_batch_do_not_mix(seen: dict[str, Any], reference: Any) -> None:
+    assert seen["mixed"] == [reference(adapter, p) for adapter in range(3) for p in PROMPTS]
+
+
+def test_output_arrives_in_pieces(seen: dict[str, Any]) -> None:
+    _, pieces, tokens, finish = seen["base"][0]
+    assert tokens == 24
+    assert pieces > 4
+    assert finish == "length"
+
+
+def test_a_request_that_nobody_waits_for_leaves_the_engine(seen: dict[str, Any]) -> None:
+    assert seen["before_cancel"] == 1
+    assert seen["after_cancel"] == 0
+
+
+def test_a_stop_text_ends_the_output_and_is_not_in_it(seen: dict[str, Any], reference: Any) -> None:
+    stop, text, _, tokens, finish = seen["stop"]
+    whole = reference(0, PROMPTS[0])
+    assert finish == "stop"
+    assert text == whole[: whole.index(stop)]
+    assert tokens < 24
+
+
+def test_a_seed_repeats(seen: dict[str, Any]) -> None:
+    first, again, other = seen["seeded"]
+    assert first == again != other
+
+
+def test_an_adapter_that_is_not_there_is_refused_and_nobody_else_notices(seen: dict[str, Any], reference: Any) -> None:
+    assert seen["refused"] == [99, 1]
+    assert [outcome[0] for outcome in seen["third"]] == [reference(3, p) for p in PROMPTS]
+
+
+def test_a_shape_is_kept_or_refused(seen: dict[str, Any]) -> None:
+    if seen["structured"]:
+        answer, _, digits = seen["regex"].partition(", ")
+        assert answer in ("yes", "no")
+        assert len(digits) == 3
+        assert digits.isdigit()
+    else:
+        assert seen["regex"] == ["regex"]
+    assert seen["bad_regex"] == ["regex"]
+
+
+def test_an_engine_does_not_outlive_a_service_that_is_killed(seen: dict[str, Any]) -> None:
+    assert seen["children"] >= 1 or seen["engine"] == "transformers"
+    assert seen["orphans"] == 0

@@ -1,0 +1,320 @@
+"""The service as a process, on a free port, with adapters that the trainer's code published."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from murmura.api.common.v1 import privacy_pb2
+from murmura.api.inference.v1 import inference_pb2, inference_service_pb2_grpc
+from murmura.api.inference.v1 import inference_service_pb2 as messages
+from services.common.tokens import mint
+from services.trainer.artifacts import ArtifactStore, Provenance
+
+NO_VLLM = "vLLM is not installed here; the service is tested with the transformers engine alone"
+ENGINES = [
+    "transformers",
+    pytest.param(
+        "vllm",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason=NO_VLLM),
+        ],
+    ),
+]
+READY_TIMEOUT_S = 120
+GREEDY = inference_pb2.SamplingOptions(temperature=0, max_tokens=12)
+
+
+@dataclass
+class Service:
+    """A running service."""
+
+    engine: str
+    process: subprocess.Popen[bytes]
+    port: int
+    root: Path
+    key: Ed25519PrivateKey
+    environment: dict[str, str]
+
+    def stub(self, subject: str = "ana@local", role: str = "analyst") -> Any:
+        """Return both services' methods, called as someone."""
+        token = mint(self.key, "deployment", subject, [role], 600)
+        channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        metadata = (("authorization", f"Bearer {token}"),)
+
+        class Bound:
+            def __getattr__(self, method: str) -> Any:
+                for kind in (
+                    inference_service_pb2_grpc.AdapterServiceStub,
+                    inference_service_pb2_grpc.InferenceServiceStub,
+                ):
+                    if found := getattr(kind(channel), method, None):
+                        return lambda request, timeout=60: found(request, timeout=timeout, metadata=metadata)
+                raise AttributeError(method)
+
+        return Bound()
+
+
+def jwk(key: Ed25519PrivateKey, kid: str, may_issue: list[str]) -> dict[str, object]:
+    raw = key.public_key().public_bytes_raw()
+    x = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return {"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": x, "may_issue": may_issue}
+
+
+def start(environment: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the process and wait until it serves."""
+    listening = Path(environment["MURMURA_STATE_DIR"]) / "listening"
+    listening.unlink(missing_ok=True)
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.inference"], env=environment, stdout=out, stderr=out
+        )
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if listening.exists() and listening.read_text().endswith("\n"):
+            port = int(listening.read_text().rpartition(":")[2])
+            if health(port) == health_pb2.HealthCheckResponse.SERVING:
+                return process, port
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def health(port: int) -> int | None:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            request = health_pb2.HealthCheckRequest()
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
+        except grpc.RpcError:
+            return None
+    return int(answer.status)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def service(
+    request: pytest.FixtureRequest,
+    tiny_base: Path,
+    tiny_adapters: list[Path],
+    trainer_key: Ed25519PrivateKey,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    root = tmp_path_factory.mktemp(request.param)
+    deployment = Ed25519PrivateKey.generate()
+    people = ["analyst", "steward", "operator", "service"]
+    keys = [jwk(deployment, "deployment", people), jwk(trainer_key, "trainer", ["worker"])]
+    (root / "trusted.json").write_text(json.dumps({"keys": keys}))
+    (root / "token").write_text("unused")
+    (root / "state").mkdir()
+    store = ArtifactStore(root / "artifacts", trainer_key)
+    statement = privacy_pb2.PrivacyStatement(epsilon=4.0, delta=1e-5, account="accounts/x")
+    statement.price.units = 123456789
+    for index, adapter in enumerate(tiny_adapters[:2]):
+        store.publish(
+            adapter,
+            Provenance(
+                f"adapters/a{index}",
+                "baseModels/tiny",
+                "ana@local",
+                "trainingJobs/one",
+                "2025-06-01T12:00:00Z",
+                statement,
+            ),
+        )
+    environment = os.environ | {
+        "MURMURA_LISTEN": "127.0.0.1:0",
+        "MURMURA_STATE_DIR": str(root / "state"),
+        "MURMURA_TRUSTED_KEYS": str(root / "trusted.json"),
+        "MURMURA_SERVICE_TOKEN_FILE": str(root / "token"),
+        "MURMURA_BASE_MODELS": json.dumps({"tiny": str(tiny_base)}),
+        "MURMURA_ARTIFACTS": str(root / "artifacts"),
+        "MURMURA_ENGINE": request.param,
+        "MURMURA_STOP_GRACE_S": "1",
+    }
+    process, port = start(environment, root / "log")
+    service = Service(request.param, process, port, root, deployment, environment)
+    yield service
+    service.process.kill()
+    service.process.wait()
+
+
+def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str, bytes]:
+    """Return code, reason and the exact bytes of the status."""
+    raw = dict(error.trailing_metadata())["grpc-status-details-bin"]
+    status = status_pb2.Status.FromString(raw)
+    info = error_details_pb2.ErrorInfo()
+    status.details[0].Unpack(info)
+    return error.code(), info.reason.removeprefix("ERROR_REASON_"), raw
+
+
+def asked(model: str, prompt: str = "The patient", **options: Any) -> messages.GenerateRequest:
+    chosen = inference_pb2.SamplingOptions()
+    chosen.CopyFrom(GREEDY)
+    chosen.MergeFrom(inference_pb2.SamplingOptions(**options))
+    return messages.GenerateRequest(model=model, prompt=prompt, options=chosen)
+
+
+def test_unary_stream_and_batch_say_the_same_and_carry_the_statement(service: Service) -> None:
+    stub = service.stub()
+    base = stub.Generate(asked("baseModels/tiny"))
+    assert base.finish_reason == inference_pb2.FINISH_REASON_LENGTH
+    assert (base.usage.prompt_tokens, base.usage.completion_tokens) == (12, 12)
+    assert not base.HasField("statement")
+    unary = stub.Generate(asked("adapters/a0"))
+    assert unary.text != base.text
+    assert unary.statement.epsilon == 4.0
+    assert unary.statement.price.units == 123456789
+    pieces = list(stub.StreamGenerate(messages.StreamGenerateRequest(request=asked("adapters/a0"))))
+    assert len(pieces) > 3
+    assert "".join(piece.text for piece in pieces) == unary.text
+    assert pieces[-1].statement == unary.statement
+    assert pieces[-1].usage == unary.usage
+    assert not any(piece.HasField("usage") for piece in pieces[:-1])
+    prompts = ["The patient", "b" * 5000, "The patient"]
+    answers = {
+        answer.index: answer
+        for answer in stub.BatchGenerate(
+            messages.BatchGenerateRequest(model="adapters/a0", prompts=prompts, options=GREEDY)
+        )
+    }
+    assert sorted(answers) == [0, 1, 2]
+    assert answers[0].completion == answers[2].completion == unary
+    assert answers[1].error.metadata["limit"] == "255"
+
+
+def test_tokens_are_counted_and_the_context_bounds(service: Service) -> None:
+    stub = service.stub()
+    count = stub.CountTokens(messages.CountTokensRequest(model="baseModels/tiny", text="abc"))
+    assert (count.tokens, count.context_length) == (4, 256)
+    full = stub.Generate(asked("baseModels/tiny", "a" * 250, max_tokens=64))
+    assert full.usage.completion_tokens <= 256 - 251
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Generate(asked("baseModels/tiny", "a" * 256))
+    assert refusal(error.value)[1] == "PROMPT_TOO_LONG"
+
+
+def test_foreign_and_unknown_are_the_same_bytes(service: Service, tiny_adapters: Any) -> None:
+    stub, name = service.stub("bob@local"), "adapters/a0"
+    calls = {
+        "Generate": asked(name),
+        "CountTokens": messages.CountTokensRequest(model=name),
+        "LoadAdapter": messages.LoadAdapterRequest(name=name),
+        "GetAdapter": messages.GetAdapterRequest(name=name),
+        "UnloadAdapter": messages.UnloadAdapterRequest(name=name),
+    }
+    service.stub().LoadAdapter(messages.LoadAdapterRequest(name=name))
+    unknown = f"adapters/{'z' * (len(name) - len('adapters/'))}"
+    for method, request in calls.items():
+        with pytest.raises(grpc.RpcError) as foreign:
+            getattr(stub, method)(request)
+        for field in ("model", "name"):
+            if field in request.DESCRIPTOR.fields_by_name:
+                setattr(request, field, unknown)
+        with pytest.raises(grpc.RpcError) as missing:
+            getattr(stub, method)(request)
+        seen = refusal(foreign.value)
+        assert seen[0] is grpc.StatusCode.NOT_FOUND
+        other = refusal(missing.value)[2]
+        assert seen[2].replace(name.encode(), unknown.encode()) == other, method
+    assert not stub.ListAdapters(messages.ListAdaptersRequest()).adapters
+    listed = service.stub("steward@local", "steward").ListAdapters(messages.ListAdaptersRequest())
+    assert [adapter.name for adapter in listed.adapters] == [name]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"logprobs": 1}, "LOGPROBS_NOT_GRANTED"), ({"regex": "((("}, None)],
+)
+def test_what_is_not_granted_is_refused(service: Service, options: dict[str, Any], reason: str | None) -> None:
+    with pytest.raises(grpc.RpcError) as error:
+        service.stub().Generate(asked("adapters/a0", **options))
+    other = "FIELD_RULES" if service.engine == "vllm" else "NOT_IN_THIS_RELEASE"
+    seen = status_pb2.Status.FromString(refusal(error.value)[2])
+    assert (reason or other) in str(seen)
+
+
+def test_an_unloaded_adapter_comes_back_by_loading_it(service: Service) -> None:
+    stub, name = service.stub(), "adapters/a1"
+    before = stub.Generate(asked(name))
+    stub.UnloadAdapter(messages.UnloadAdapterRequest(name=name))
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Generate(asked(name))
+    assert refusal(error.value)[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "ADAPTER_NOT_READY")
+    loaded = stub.LoadAdapter(messages.LoadAdapterRequest(name=name)).adapter
+    assert loaded.state == inference_pb2.ADAPTER_STATE_READY
+    assert stub.Generate(asked(name)) == before
+
+
+def test_a_client_that_leaves_releases_the_adapter(service: Service) -> None:
+    stub, name = service.stub(), "adapters/a1"
+    request = messages.StreamGenerateRequest(request=asked(name, "a", max_tokens=240))
+    streams = [stub.StreamGenerate(request) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+    started = time.monotonic()
+    for stream in streams:
+        stream.cancel()
+    with pytest.raises(grpc.RpcError) as late:
+        stub.Generate(asked(name, "a", max_tokens=240), timeout=0.05)
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    # Unloading waits for every lease, and for what runs in the engine under it.
+    stub.UnloadAdapter(messages.UnloadAdapterRequest(name=name))
+    assert time.monotonic() - started < 3
+    stub.LoadAdapter(messages.LoadAdapterRequest(name=name))
+
+
+def test_prompts_are_not_in_the_log(service: Service) -> None:
+    secret = "zebra quartz 4711"
+    stub = service.stub()
+    stub.Generate(asked("adapters/a0", secret))
+    with pytest.raises(grpc.RpcError):
+        stub.Generate(asked("adapters/a0", secret * 40))
+    log = (service.root / "log").read_text()
+    assert "zebra" not in log
+    assert "/Generate" in log
+
+
+def test_a_dead_engine_ends_the_process(service: Service) -> None:
+    if service.engine != "vllm":
+        pytest.skip("the transformers engine is a thread of the service and dies with it")
+    (child,) = [
+        one
+        for one in psutil.Process(service.process.pid).children()
+        if "resource_tracker" not in " ".join(one.cmdline())
+    ]
+    child.kill()
+    with pytest.raises(grpc.RpcError) as error:
+        for _ in range(100):
+            service.stub().Generate(asked("adapters/a0"), timeout=5)
+            time.sleep(0.1)
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert service.process.wait(20) == 3
+    assert health(service.port) is None
+
+
+def test_after_a_restart_adapters_are_ready(service: Service) -> None:
+    if service.engine == "vllm":
+        pytest.skip("a restart is the same with either engine; the transformers engine starts sooner")
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(20) == 0
+    service.process, service.port = start(service.environment, service.root / "log")
+    adapter = service.stub().GetAdapter(messages.GetAdapterRequest(name="adapters/a0")).adapter
+    assert adapter.state == inference_pb2.ADAPTER_STATE_READY
+    assert service.stub().Generate(asked("adapters/a0")).statement.epsilon == 4.0

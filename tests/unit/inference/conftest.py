@@ -1,0 +1,127 @@
+"""A tiny random base model with a real tokenizer, adapters for it, and a publisher of manifests."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def make_base(directory: Path) -> Path:
+    """Write a Llama of 50 000 parameters whose every text is ASCII."""
+    printable = [chr(code) for code in range(33, 127)] + ["\u0120"]  # as byte-level BPE writes them
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *printable])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(directory)
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.3,  # so that the likeliest token stands out
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def make_adapter(base: Path, directory: Path, seed: int) -> Path:
+    """Write a PEFT directory whose matrices are random, so that it changes every output."""
+    model = LlamaForCausalLM.from_pretrained(base)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=list(TARGETS))
+    peft = get_peft_model(model, config)
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=random) * 0.2
+    peft.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+    return directory
+
+
+def publish(
+    store: Path,
+    name: str,
+    adapter: Path,
+    key: Ed25519PrivateKey,
+    /,
+    owner: str = "ana@local",
+    **members: object,
+) -> Path:
+    """Write what the trainer writes; `members` replace those of the manifest."""
+    target = store / name.removeprefix("adapters/")
+    (target / "adapter").mkdir(parents=True)
+    for file in adapter.iterdir():
+        (target / "adapter" / file.name).write_bytes(file.read_bytes())
+    manifest = {
+        "adapter": name,
+        "base_model": "baseModels/tiny",
+        "owner": owner,
+        "training_job": "trainingJobs/one",
+        "create_time": "2025-06-01T12:00:00Z",
+        "files": {file.name: sha256(file.read_bytes()).hexdigest() for file in adapter.iterdir()},
+        "statement": {"epsilon": 4.0, "delta": 1e-5, "privacyUnitColumn": "patient"},
+    } | members
+    raw = json.dumps(manifest).encode()
+    (target / "manifest.json").write_bytes(raw)
+    (target / "manifest.sig").write_bytes(key.sign(raw))
+    return target
+
+
+def edit(adapter: Path, weights: dict[str, torch.Tensor] | None = None, **config: object) -> None:
+    """Change an adapter's weights or configuration in place."""
+    if weights is not None:
+        save_file(weights, adapter / "adapter_model.safetensors")
+    if config:
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return [make_adapter(tiny_base, root / str(seed), seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="session")
+def trainer_key() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.generate()
+
+
+@pytest.fixture(scope="session")
+def tools() -> object:
+    """The functions above, for tests that cannot import this file."""
+
+    class Tools:
+        pass
+
+    found = Tools()
+    for function in (make_base, make_adapter, publish, edit):
+        setattr(found, function.__name__, function)
+    return found

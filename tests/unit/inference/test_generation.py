@@ -1,0 +1,157 @@
+"""What every request passes: the tenant's salt, the limits of this release, the context."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from murmura.api.inference.v1 import inference_pb2
+from services.common.errors import MurmuraError
+from services.common.tokens import Principal
+from services.inference.adapters import Adapters, Base
+from services.inference.engine import (
+    Delta,
+    EngineDead,
+    EngineFull,
+    EngineRefused,
+    Finish,
+    Sampling,
+)
+from services.inference.generation import Generation, Salts
+
+ANA = Principal("ana@local", frozenset({"analyst"}))
+BOB = Principal("bob@local", frozenset({"analyst"}))
+
+
+class SaltEngine:
+    """Remembers the salts; a text has as many tokens as characters."""
+
+    name = "salt"
+    context_length = 10
+    structured = False
+
+    def __init__(self) -> None:
+        self.salts: list[str] = []
+        self.closed = 0
+        self.error: Exception | None = None
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, adapter_id: int | None, cache_salt: str
+    ) -> AsyncGenerator[Delta, None]:
+        self.salts.append(cache_salt)
+        try:
+            if self.error:
+                raise self.error
+            yield Delta("x", 1)
+            yield Delta("y", 1, Finish.STOP)
+        finally:
+            self.closed += 1
+
+    async def tokenize(self, text: str) -> list[int]:
+        return list(range(len(text)))
+
+
+def site(tmp_path: Path) -> tuple[Generation, SaltEngine]:
+    engine = SaltEngine()
+    bases = {"baseModels/tiny": Base(cast(Any, engine), {})}
+    return Generation(bases, cast(Adapters, None), Salts(tmp_path / "salt")), engine
+
+
+async def run(generation: Generation, who: Principal) -> str:
+    async with generation.served("baseModels/tiny", who) as served:
+        tokens, sampling = await generation.prompt(served, "abc", Sampling())
+        return "".join([d.text async for d in generation.stream(served, tokens, sampling)])
+
+
+async def test_each_tenant_has_its_own_lasting_salt(tmp_path: Path) -> None:
+    generation, engine = site(tmp_path)
+    for who in (ANA, BOB, ANA):
+        assert await run(generation, who) == "xy"
+    ana, bob, again = engine.salts
+    assert ana == again != bob
+    assert len(ana) == 64
+    generation, engine = site(tmp_path)
+    await run(generation, ANA)
+    assert engine.salts == [ana]
+    generation, engine = site_at(tmp_path / "other")
+    await run(generation, ANA)
+    assert engine.salts != [ana]
+
+
+def site_at(path: Path) -> tuple[Generation, SaltEngine]:
+    path.mkdir()
+    return site(path)
+
+
+def test_the_secret_is_its_owners_alone(tmp_path: Path) -> None:
+    Salts(tmp_path / "salt")
+    assert (tmp_path / "salt").stat().st_mode & 0o077 == 0
+
+
+async def test_a_prompt_leaves_room_or_is_refused(tmp_path: Path) -> None:
+    generation, _ = site(tmp_path)
+    async with generation.served("baseModels/tiny", ANA) as served:
+        tokens, sampling = await generation.prompt(served, "a" * 9, Sampling(max_tokens=64))
+        assert (len(tokens), sampling.max_tokens) == (9, 1)
+        for text, reason in (("a" * 10, "PROMPT_TOO_LONG"), ("", "FIELD_RULES")):
+            with pytest.raises(MurmuraError) as error:
+                await generation.prompt(served, text, Sampling())
+            assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (EngineDead(), grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD"),
+        (EngineFull(), grpc.StatusCode.UNAVAILABLE, "OVERLOADED"),
+        (EngineRefused("regex", "no"), grpc.StatusCode.INVALID_ARGUMENT, "FIELD_RULES"),
+    ],
+)
+async def test_troubles_of_the_engine_are_told(
+    tmp_path: Path, error: Exception, code: grpc.StatusCode, reason: str
+) -> None:
+    generation, engine = site(tmp_path)
+    engine.error = error
+    with pytest.raises(MurmuraError) as refusal:
+        await run(generation, ANA)
+    assert (refusal.value.code, refusal.value.reason) == (code, reason)
+
+
+async def test_closing_a_stream_closes_the_engines(tmp_path: Path) -> None:
+    generation, engine = site(tmp_path)
+    async with generation.served("baseModels/tiny", ANA) as served:
+        stream = generation.stream(served, [1], Sampling())
+        await anext(stream)
+        await stream.aclose()
+    assert engine.closed == 1
+
+
+async def test_options_that_are_not_granted_or_not_here_are_refused(tmp_path: Path) -> None:
+    generation, _ = site(tmp_path)
+    async with generation.served("baseModels/tiny", ANA) as served:
+        for options, reason in (
+            ({"logprobs": 1}, "LOGPROBS_NOT_GRANTED"),
+            ({"json_schema": "{}"}, "NOT_IN_THIS_RELEASE"),
+            ({"regex": "a"}, "NOT_IN_THIS_RELEASE"),
+        ):
+            with pytest.raises(MurmuraError) as error:
+                generation.sampling(inference_pb2.SamplingOptions(**cast(Any, options)), served)
+            assert error.value.reason == reason
+        default = generation.sampling(inference_pb2.SamplingOptions(), served)
+        assert default == Sampling(max_tokens=64, temperature=1.0)
+        assert generation.sampling(inference_pb2.SamplingOptions(temperature=0, seed=0), served) == Sampling(
+            temperature=0, seed=0
+        )
+
+
+async def test_an_unknown_base_model_names_those_there_are(tmp_path: Path) -> None:
+    generation, _ = site(tmp_path)
+    with pytest.raises(MurmuraError) as error:
+        async with generation.served("baseModels/other", ANA):
+            raise AssertionError
+    assert error.value.reason == "BASE_MODEL_UNKNOWN"
+    assert error.value.metadata["base_models"] == "baseModels/tiny"

@@ -1,0 +1,137 @@
+"""What `trace` records does what the function does; what it cannot record is refused by line."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from murmura import trace
+from murmura.api.dataset.v1 import expressions_pb2 as pb
+from murmura.errors import TraceError
+from murmura.tracing import column
+from services.dataset import expressions as ex
+from services.dataset.frames import expression as decode
+
+texts = st.text(alphabet=st.sampled_from('text":, "patient_idABé '), max_size=40)
+
+
+def preprocess(data: str) -> str:
+    return data.split('text":')[1].split(', "patient_id')[0].strip()
+
+
+def mixed(data):
+    return ("<" + data.lower().replace("t", "T") + data[1:-2].upper().rstrip("A") + ">").lstrip("<")
+
+
+def joined(data):
+    return data.split(",").join("; ")
+
+
+def interpret(node, text):
+    """A second opinion: the tree, run by plain Python."""
+    if isinstance(node, ex.Column):
+        return text
+    if isinstance(node, ex.Literal):
+        return node.value
+    subject, *rest = [interpret(argument, text) for argument in node.arguments]
+    return {
+        "STRING_SPLIT": lambda: subject.split(rest[0]),
+        "LIST_GET": lambda: subject[rest[0]],
+        "LIST_JOIN": lambda: rest[0].join(subject),
+        "STRING_STRIP": lambda: subject.strip(*rest),
+        "STRING_STRIP_START": lambda: subject.lstrip(*rest),
+        "STRING_STRIP_END": lambda: subject.rstrip(*rest),
+        "STRING_LOWER": lambda: subject.lower(),
+        "STRING_UPPER": lambda: subject.upper(),
+        "STRING_REPLACE": lambda: subject.replace(*rest),
+        "STRING_SLICE": lambda: subject[rest[0] : rest[1]],
+        "STRING_CONCAT": lambda: "".join([subject, *rest]),
+    }[node.function]()
+
+
+def outcome(function, *arguments):
+    try:
+        return function(*arguments)
+    except IndexError:
+        return IndexError
+
+
+@pytest.mark.parametrize("function", [preprocess, mixed])
+@given(text=texts)
+@settings(max_examples=150, deadline=None)
+def test_the_recorded_tree_does_what_the_function_does(function, text):
+    tree = decode(trace(function).record(column("c")))
+    assert ex.check(tree, {"c": ex.STRING}) == ex.STRING
+    assert outcome(interpret, tree, text) == outcome(function, text)
+
+
+def test_lists_join():
+    tree = decode(trace(joined).record(column("c")))
+    assert interpret(tree, "a,b") == "a; b"
+
+
+def test_a_traced_function_is_still_a_function():
+    assert trace(preprocess)('{"text": "a b", "patient_id": 3}') == '"a b"'
+
+
+def with_if(data):
+    text = data.strip()
+    if text:
+        return text
+    return data
+
+
+def with_loop(data):
+    return "".join(letter for letter in data)
+
+
+def with_fstring(data):
+    return f"{data}!"
+
+
+def with_len(data):
+    return data[: len(data)]
+
+
+def with_import(data):
+    import re
+
+    return re.sub("a", "b", data)
+
+
+def with_title(data):
+    return data.title()
+
+
+def a_list(data):
+    return data.split(",")
+
+
+def a_constant(data):
+    return "always"
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (with_if, "`if text:`"),
+        (with_loop, "loop"),
+        (with_fstring, r'return f"{data}!"'),
+        (with_len, "`len`"),
+        (with_import, "re.sub"),
+        (with_title, "`.title`"),
+        (a_list, "list of texts"),
+        (a_constant, "same text"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_with_its_line(function, says):
+    with pytest.raises(TraceError) as caught:
+        trace(function).record(column("c"))
+    assert says in str(caught.value)
+    assert function.__name__ in str(caught.value)
+
+
+def test_the_tree_of_the_story_is_the_one_in_the_contract():
+    tree = trace(preprocess).record(column("text"))
+    assert tree.call.function == pb.FUNCTION_STRING_STRIP
+    assert tree.call.arguments[0].call.function == pb.FUNCTION_LIST_GET
+    assert pb.Expression.FromString(tree.SerializeToString()) == tree

@@ -1,0 +1,96 @@
+"""A unit's rows depend on that unit alone, and an empty unit is nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from services.trainer.worker.data import Unit, encode_rows, group_units, micro_batches
+from services.trainer.worker.loss import IGNORED
+
+CPU = torch.device("cpu")
+
+
+class Letters:
+    """A tokenizer of letters; ids from 3."""
+
+    bos_token_id = 0
+    eos_token_id = 1
+
+    def __call__(self, texts, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [[ord(c) - 94 for c in text] for text in texts]}
+
+
+def test_rows_begin_and_end_and_are_cut():
+    rows = encode_rows(Letters(), ["ab", "", "abcdefgh"], max_length=6)
+    assert [row.tolist() for row in rows] == [[0, 3, 4, 1], [], [0, 3, 4, 5, 6, 7]]
+
+
+def test_a_tokenizer_without_a_beginning_uses_its_end():
+    tokenizer = Letters()
+    tokenizer.bos_token_id = None
+    assert encode_rows(tokenizer, ["a"], 10)[0].tolist() == [1, 3, 1]
+    tokenizer.eos_token_id = None
+    with pytest.raises(ValueError, match="no end-of-text"):
+        encode_rows(tokenizer, ["a"], 10)
+
+
+def test_many_rows_keep_their_order():
+    texts = ["abcdef"[: 1 + i % 5] for i in range(1300)]
+    assert [len(row) - 2 for row in encode_rows(Letters(), texts, 99)] == [len(t) for t in texts]
+
+
+def rows_of(*lengths: int) -> list[np.ndarray]:
+    return [np.full(length, index) for index, length in enumerate(lengths)]
+
+
+def test_units_are_bounded_and_empty_slots_exist(key):
+    rows = rows_of(3, 3, 0, 3, 3, 3, 0)
+    units = group_units(rows, [4, 1, 1, 4, 4, 4, 2], 6, 2, key.stream("rows"))
+    assert [len(unit.rows) for unit in units] == [0, 1, 0, 0, 2, 0]
+    chosen = {int(row[0]) for row in units[4].rows}
+    assert len(chosen) == 2
+    assert chosen <= {0, 3, 4, 5}
+
+
+def test_every_row_of_a_large_unit_is_chosen_equally_often(key):
+    stream = key.stream("rows")
+    counts = np.zeros(5)
+    for _ in range(2000):
+        for row in group_units(rows_of(2, 2, 2, 2, 2), [0] * 5, 1, 2, stream)[0].rows:
+            counts[row[0]] += 1
+    assert np.abs(counts - 800).max() < 5 * np.sqrt(800)
+
+
+@pytest.mark.parametrize("unit", [-1, 2])
+def test_a_row_of_an_unknown_unit_is_refused_without_its_text(key, unit):
+    with pytest.raises(ValueError, match="a unit that the dataset does not have"):
+        group_units(rows_of(3), [unit], 2, 1, key.stream("rows"))
+
+
+def test_a_unit_never_shows_its_rows():
+    assert repr(Unit((np.arange(5),))) == "Unit()"
+
+
+@pytest.mark.parametrize("budget", [1, 16, 50, 10_000])
+def test_micro_batches_hold_every_row_once_within_the_budget(make_units, budget):
+    units = make_units([[5, 9, 2], [12], [], [7, 7], [30, 3, 4, 5]])
+    seen = []
+    for batch in micro_batches(units, budget, CPU):
+        assert batch.input_ids.numel() <= budget or len(batch.input_ids) == 1
+        for ids, labels, unit, weight in zip(
+            batch.input_ids, batch.labels, batch.unit_of_row, batch.weights, strict=True
+        ):
+            kept = labels != IGNORED
+            assert torch.equal(ids[kept], labels[kept])
+            assert not ids[~kept].any()
+            seen.append((int(unit), tuple(ids[kept].tolist())))
+            assert weight == 1 / len(units[int(unit)].rows)
+    assert sorted(seen) == sorted((index, tuple(row.tolist())) for index, unit in enumerate(units) for row in unit.rows)
+
+
+def test_no_units_make_no_batch(make_units):
+    assert list(micro_batches([], 100, CPU)) == []
+    assert list(micro_batches(make_units([[], []]), 100, CPU)) == []
