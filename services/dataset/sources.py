@@ -76,7 +76,8 @@ def _read_json_lines(file: Any) -> Iterator[int | pl.DataFrame]:
             raise Unreadable(f"line {number}: not a JSON object", number)
         rows.append({key: _flat(value) for key, value in row.items()})
         for key, value in rows[-1].items():
-            if value is not None and kinds.setdefault(key, type(value)) is not type(value):
+            kind = float if type(value) is int else type(value)
+            if value is not None and kinds.setdefault(key, kind) is not kind:
                 raise Unreadable(f"line {number}, column {key!r}: another type than before", number)
         if number % ROWS_A_REPORT == 0:
             yield len(rows)
