@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import fcntl
 import sys
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from services.common.server import Lifecycle, serve
 from services.common.tokens import load_signing_key, mint
 from services.common.upstream import Upstream
 from services.trainer.artifacts import ArtifactStore
-from services.trainer.control import Control
+from services.trainer.control import Control, Limits
 from services.trainer.local_launcher import LocalLauncher
 from services.trainer.planning import Planner
 from services.trainer.service import TrainerService
@@ -36,6 +36,8 @@ class TrainerSettings(ServiceSettings):
     artifacts: Path = Field(description="directory of the artifact store")
     signing_key_file: Path = Field(description="Ed25519 PEM; signs job tokens and manifests")
     trainer_endpoint: str = Field(description="host:port at which workers find this service")
+    waiting_limit_s: float = Field(Limits.waiting, gt=0, description="for a worker to begin")
+    running_limit_s: float = Field(Limits.running, gt=0, description="for a job that has begun")
 
 
 async def main() -> int:
@@ -52,10 +54,20 @@ async def main() -> int:
             ["worker"],
             JOB_TOKEN_LIFETIME_S,
             job=job.name,
+            attempt=str(job.attempt),
             dataset=record.spec.frame.dataset,
             reservation=job.reservation,
             frame_sha256=frame_digest(record.spec.frame),
         )
+
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    only = (settings.state_dir / "lock").open("w")
+    try:
+        # Two trainers on the same jobs would start every worker twice.
+        fcntl.flock(only, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"MURMURA_STATE_DIR: another trainer runs on {settings.state_dir}.", file=sys.stderr)
+        return 2
 
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
         store = JobStore(settings.state_dir / "jobs.sqlite3")
@@ -64,18 +76,17 @@ async def main() -> int:
         datasets = Upstream("dataset", settings.dataset_endpoint, settings.service_token_file)
         for upstream in (ledger, datasets):
             lifecycle.resources.push_async_callback(upstream.close)
-        # A worker is told where things are and which job is its own; the trainer's own secrets stay here.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
         launcher = LocalLauncher(
             settings.state_dir / "workers",
-            inherited
-            | {
+            {
                 "MURMURA_TRAINER_ENDPOINT": settings.trainer_endpoint,
                 "MURMURA_DATASET_ENDPOINT": settings.dataset_endpoint,
             },
         )
         artifacts = ArtifactStore(settings.artifacts, key)
-        control = Control(store, ledger, launcher, artifacts, settings.state_dir / "staging", token)
+        staging = settings.state_dir / "staging"
+        limits = Limits(waiting=settings.waiting_limit_s, running=settings.running_limit_s)
+        control = Control(store, ledger, launcher, artifacts, staging, token, limits)
         planner = Planner(datasets, ledger, settings.base_models)
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(
             TrainerService(planner, control, list(settings.base_models)), server

@@ -12,13 +12,15 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import grpc
 import structlog
 
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
-from services.common.errors import MurmuraError
+from services.common.errors import MurmuraError, unknown
 from services.common.upstream import Upstream
 from services.trainer import jobs
 from services.trainer.artifacts import ArtifactStore, Provenance
@@ -27,9 +29,37 @@ from services.trainer.launcher import Launcher, WorkOrder
 from services.trainer.store import JobStore, Record
 
 PERIOD_S = 0.5
-WAITING_LIMIT_S = 900.0
+RETRY_S = 2.0
+# What says nothing about whether the other side did it.
+_UNDECIDED = frozenset(
+    {
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
 _NAMESPACE = uuid.UUID("5a3c2b1e-90d4-5d0a-b6a7-2f8e4c6d1b70")
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the trainer waits, in seconds.
+
+    Attributes:
+        waiting: for a worker to begin.
+        running: for a job that has begun.
+        silence: for the next heartbeat; longer than a worker's own patience with a trainer that is away.
+        stopping: for a worker that was told to stop.
+    """
+
+    waiting: float = 900.0
+    running: float = 86_400.0
+    silence: float = 900.0
+    stopping: float = 120.0
 
 
 class Control:
@@ -42,6 +72,7 @@ class Control:
         artifacts: takes finished adapters.
         staging: directory for adapters that have arrived and are not published.
         token: makes the job token of a job.
+        limits: how long to wait.
     """
 
     def __init__(
@@ -52,6 +83,7 @@ class Control:
         artifacts: ArtifactStore,
         staging: Path,
         token: Callable[[Record], str],
+        limits: Limits = Limits(),
     ) -> None:
         self.store = store
         self.staging = staging
@@ -60,8 +92,15 @@ class Control:
         self._stub = ledger_service_pb2_grpc.LedgerServiceStub(ledger.channel)
         self._launcher = launcher
         self._artifacts = artifacts
+        self._limits = limits
         self._locks: dict[str, asyncio.Lock] = {}
         self._changed = asyncio.Condition()
+        self.version = 0
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        # Clocks of this life: a worker gets its whole time again after the trainer was away.
+        self._born = time.monotonic()
+        self._heard: dict[str, float] = {}
+        self._stopping: dict[str, float] = {}
 
     def lock(self, job_id: str) -> asyncio.Lock:
         """Return the lock under which a job is changed."""
@@ -70,16 +109,21 @@ class Control:
     async def save(self, job: Job) -> None:
         """Write where a job stands, and wake whoever watches."""
         self.store.update(job)
+        self.version += 1
         async with self._changed:
             self._changed.notify_all()
 
-    async def changed(self, timeout_s: float) -> None:
-        """Wait until some job changes, or the time is up."""
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
-            except TimeoutError:
-                return
+    async def changed(self, seen: int, timeout_s: float) -> None:
+        """Wait until some job has changed since version `seen`, or the time is up."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self.version != seen)
+        except TimeoutError:
+            return
+
+    def heard(self, job_id: str) -> None:
+        """Note a sign of life of a job's worker."""
+        self._heard[job_id] = time.monotonic()
 
     async def reserve(self, record: Record) -> Job:
         """Set the budget of a job aside.
@@ -103,6 +147,17 @@ class Control:
             request.truncation_delta_e18 = plan.statement.price.truncation_delta_e18
         answer = await self._ledger.call(self._stub.CreateReservation, request, timeout_s=60)
         self.store.saw(answer.receipt)
+        if answer.reservation.state != ledger_pb2.RESERVATION_STATE_PENDING:
+            # Only after the trainer's own state was lost: what was resolved before pays for nothing again.
+            raise MurmuraError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "RESERVATION_RESOLVED",
+                "This request was served before and its budget is resolved. Send it under a new request id.",
+                {
+                    "reservation": answer.reservation.name,
+                    "state": ledger_pb2.ReservationState.Name(answer.reservation.state),
+                },
+            )
         return jobs.reserved(job, answer.reservation.name)
 
     async def publish(self, record: Record) -> Job:
@@ -125,19 +180,36 @@ class Control:
         await asyncio.to_thread(self._artifacts.publish, staged, provenance)
         job = jobs.published(job, time.time())
         await self.save(job)
-        shutil.rmtree(staged, ignore_errors=True)
-        self._launcher.collect(job.job_id)
+        self._forget(job)
         return job
 
     async def reconcile_forever(self) -> None:
-        """Bring every unfinished job one step further, for ever."""
-        while True:
-            for record in self.store.unfinished():
-                try:
-                    await self.reconcile(record.job.job_id)
-                except MurmuraError as error:
-                    _log.warning("will try again", job=record.job.name, reason=error.reason)
-            await asyncio.sleep(PERIOD_S)
+        """Bring every unfinished job one step further, for ever; no job waits for another."""
+        for left in self.staging.glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            while True:
+                for record in self.store.unfinished():
+                    job_id = record.job.job_id
+                    if job_id not in self._busy:
+                        self._busy[job_id] = asyncio.create_task(self._attempt(job_id))
+                await asyncio.sleep(PERIOD_S)
+        finally:
+            for task in self._busy.values():
+                task.cancel()
+
+    async def _attempt(self, job_id: str) -> None:
+        """Bring a job one step further; what fails is tried again, and fails for this job alone."""
+        try:
+            await self.reconcile(job_id)
+        except MurmuraError as error:
+            _log.warning("will try again", job=job_id, reason=error.reason)
+            await asyncio.sleep(RETRY_S)
+        except Exception as error:
+            unknown(error)
+            await asyncio.sleep(RETRY_S)
+        finally:
+            del self._busy[job_id]
 
     async def reconcile(self, job_id: str) -> None:
         """Bring a job one step further."""
@@ -160,7 +232,7 @@ class Control:
         try:
             await self.save(await self.reserve(record))
         except MurmuraError as error:
-            if error.reason == "DEPENDENCY_UNAVAILABLE":
+            if not is_refusal(error):
                 raise
             self.store.remove(record.job.job_id)
 
@@ -180,16 +252,40 @@ class Control:
         elif not seen.alive:
             # It said nothing before it went: what it ran, nobody can say.
             await self.save(jobs.ending(job, "INTERNAL", None))
-        elif not job.started and time.time() - job.created > WAITING_LIMIT_S:
-            self._launcher.stop(job.job_id, job.attempt)
-            await self.save(jobs.ending(job, "INTERNAL", 0))
+        elif cause := self._overdue(job):
+            self._launcher.kill(job.job_id, job.attempt)
+            await self.save(jobs.ending(job, cause, None))
+        elif time.monotonic() - self._last_heard(job) > self._limits.silence / 4:
+            # It may be waiting for us with a token that has expired.
+            self._launcher.renew(job.job_id, self.token(record))
+
+    def _overdue(self, job: Job) -> str:
+        """Return why a living worker has to end, or nothing."""
+        now, limits = time.time(), self._limits
+        if not job.started:
+            return "WAITED_TOO_LONG" if now - job.created > limits.waiting else ""
+        if job.cancel_requested:
+            asked = self._stopping.setdefault(job.job_id, time.monotonic())
+            return "STOPPED" if time.monotonic() - asked > limits.stopping else ""
+        if now - job.started > limits.running:
+            return "RAN_TOO_LONG"
+        return "INTERNAL" if time.monotonic() - self._last_heard(job) > limits.silence else ""
+
+    def _last_heard(self, job: Job) -> float:
+        return self._heard.get(job.job_id, self._born)
 
     async def _end(self, job: Job) -> None:
         """Settle and end a job without an adapter."""
         await self._settle(job)
         await self.save(jobs.ended(job, time.time()))
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """Clear away what a job that is over has left."""
         shutil.rmtree(self.staging / job.job_id, ignore_errors=True)
         self._launcher.collect(job.job_id)
+        for clock in (self._heard, self._stopping):
+            clock.pop(job.job_id, None)
 
     async def _settle(self, job: Job) -> None:
         """Resolve the reservation as the job's end demands; doing it twice is the same request."""
@@ -211,6 +307,11 @@ class Control:
             )
             answer = await self._ledger.call(self._stub.CommitReservation, commit, timeout_s=60)
         self.store.saw(answer.receipt)
+
+
+def is_refusal(error: MurmuraError) -> bool:
+    """Say whether an error means that nothing was done; otherwise nobody knows."""
+    return error.code not in _UNDECIDED
 
 
 def _request_id(job: Job, purpose: str) -> str:

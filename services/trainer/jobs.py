@@ -115,11 +115,18 @@ def reserved(job: Job, reservation: str) -> Job:
 
 
 def begun(job: Job, attempt: int, now: float) -> Job:
-    """Note that a worker has taken the job; asking twice is no harm."""
+    """Note that a worker has taken the job; asking twice is no harm.
+
+    A job that is to be stopped or is being settled can no longer begin: its reservation may be given back already.
+    """
     _require(job, PROVISIONING, RUNNING)
     _fence(job, attempt)
+    if job.ending is not None or not job.reservation:
+        raise IllegalTransition(job.state)
     if job.state == RUNNING:
         return job
+    if job.cancel_requested:
+        raise IllegalTransition(CANCELLED)
     return replace(job, state=RUNNING, started=now, stage="training")
 
 
@@ -157,15 +164,19 @@ def ending(job: Job, cause: str, attested_steps: int | None) -> Job:
     if job.ending is not None:
         return job
     state = CANCELLED if job.cancel_requested else FAILED
+    if attested_steps is not None:
+        # A worker cannot take back what it has reported.
+        attested_steps = min(max(attested_steps, job.completed_steps), job.total_steps)
     return replace(job, ending=Ending(state, cause, attested_steps), stage="settling the budget")
 
 
 def ended(job: Job, now: float) -> Job:
     """Note that the reservation is resolved and the job is over."""
+    _require(job, PROVISIONING, RUNNING)
     if job.ending is None:
         raise IllegalTransition(job.state)
     steps = job.ending.attested_steps
-    done = job.completed_steps if steps is None else min(steps, job.total_steps)
+    done = job.completed_steps if steps is None else steps
     return replace(job, state=job.ending.state, completed_steps=done, ended=now, stage="")
 
 

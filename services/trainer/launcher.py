@@ -54,5 +54,11 @@ class Launcher(Protocol):
     def stop(self, job_id: str, attempt: int) -> None:
         """Ask the worker to stop; it attests its steps."""
 
+    def kill(self, job_id: str, attempt: int) -> None:
+        """End a worker that does not answer."""
+
+    def renew(self, job_id: str, token: str) -> None:
+        """Leave a fresh token for a worker that has not been heard of."""
+
     def collect(self, job_id: str) -> None:
         """Remove what a job that is over has left, except its log."""

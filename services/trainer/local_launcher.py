@@ -1,14 +1,15 @@
 """Workers as processes of this machine.
 
 Each runs in a session of its own, so that it lives on when the trainer dies; a file names it by id and start time, so
-that the trainer's next life finds it again.
+that the trainer's next life finds it again. A worker also holds a lock on a file for as long as it lives: should the
+trainer die between starting a worker and naming it, no second one is started beside it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +24,14 @@ class LocalLauncher:
 
     Args:
         directory: keeps a folder for each job: token, process file, log.
-        environment: what every worker is told, besides its job.
+        told: what every worker is told, besides its job. Of this process's environment it gets all but Murmura's own
+            settings: where the trainer's keys and tokens lie is none of its business.
     """
 
-    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+    def __init__(self, directory: Path, told: dict[str, str]) -> None:
         self._directory = directory
-        self._environment = environment
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
+        self._environment = inherited | told
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def ensure(self, order: WorkOrder) -> None:
@@ -37,28 +40,35 @@ class LocalLauncher:
             return
         folder = self._folder(order.job_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        token_file = folder / "token"
-        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as out:
-            out.write(order.token)
+        token_file = (folder / "token").resolve()
+        self.renew(order.job_id, order.token)
         environment = self._environment | {
             "MURMURA_JOB": order.job,
             "MURMURA_ATTEMPT": str(order.attempt),
-            "MURMURA_JOB_TOKEN_FILE": str(token_file.resolve()),
+            "MURMURA_JOB_TOKEN_FILE": str(token_file),
         }
-        with (folder / "worker.log").open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "services.trainer.worker"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        created = psutil.Process(child.pid).create_time()
-        facts = {"pid": child.pid, "create_time": created, "attempt": order.attempt}
-        (folder / "process.json").write_text(json.dumps(facts))
-        self._children[order.job_id] = child
+        alive = os.open(folder / "alive", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with (folder / "worker.log").open("ab") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "services.trainer.worker"],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(alive,),
+                )
+            self._children[order.job_id] = child
+            self._name(order, psutil.Process(child.pid))
+        except BlockingIOError:
+            # A worker lives that no file names: the trainer died just after it had started it.
+            orphan = _orphan(order.job, token_file)
+            if orphan is not None:
+                self._name(order, orphan)
+        finally:
+            os.close(alive)
 
     def observe(self, job_id: str, attempt: int) -> Observation:
         """Say how the worker of an attempt is."""
@@ -77,21 +87,56 @@ class LocalLauncher:
 
     def stop(self, job_id: str, attempt: int) -> None:
         """Ask the worker to stop."""
-        if self.observe(job_id, attempt).alive:
-            facts = json.loads((self._folder(job_id) / "process.json").read_text())
-            process = _find(facts)
-            if process is not None:
-                process.terminate()
+        if (process := self._process(job_id, attempt)) is not None:
+            process.terminate()
+
+    def kill(self, job_id: str, attempt: int) -> None:
+        """End a worker that does not answer."""
+        if (process := self._process(job_id, attempt)) is not None:
+            process.kill()
+
+    def renew(self, job_id: str, token: str) -> None:
+        """Replace the token file; a worker whose own token has expired reads it again."""
+        _write_private(self._folder(job_id) / "token", token)
 
     def collect(self, job_id: str) -> None:
         """Remove the token and the process file."""
-        for name in ("token", "process.json"):
+        for name in ("token", "process.json", "alive"):
             (self._folder(job_id) / name).unlink(missing_ok=True)
-        shutil.rmtree(self._folder(job_id) / "scratch", ignore_errors=True)
         self._children.pop(job_id, None)
+
+    def _process(self, job_id: str, attempt: int) -> psutil.Process | None:
+        if not self.observe(job_id, attempt).alive:
+            return None
+        return _find(json.loads((self._folder(job_id) / "process.json").read_text()))
+
+    def _name(self, order: WorkOrder, process: psutil.Process) -> None:
+        facts = {"pid": process.pid, "create_time": process.create_time(), "attempt": order.attempt}
+        _write_private(self._folder(order.job_id) / "process.json", json.dumps(facts))
 
     def _folder(self, job_id: str) -> Path:
         return self._directory / job_id
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file whole or not at all, readable by its owner only."""
+    temporary = path.with_name(f"{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as out:
+        out.write(text)
+    temporary.replace(path)
+
+
+def _orphan(job: str, token_file: Path) -> psutil.Process | None:
+    """Find a living worker of a job of this deployment by what it was started with."""
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+            if (environment.get("MURMURA_JOB"), environment.get("MURMURA_JOB_TOKEN_FILE")) == (job, str(token_file)):
+                return process
+        except psutil.Error:
+            continue
+    return None
 
 
 def _find(facts: dict[str, float]) -> psutil.Process | None:

@@ -11,11 +11,13 @@ from services.trainer.store import Record
 
 # What an analyst reads of a failure. Fixed sentences: a worker's own words could carry a row.
 _CAUSES = {
-    "STOPPED": "The job was stopped. The steps that had run are charged.",
+    "STOPPED": "The job was stopped.",
     "BASE_MODEL": "The base model could not be loaded, or has no layer that can be adapted. Choose another one.",
-    "OUT_OF_MEMORY": "Memory ran out. Choose a smaller batch_size or max_length, or a larger machine.",
+    "OUT_OF_MEMORY": "Memory ran out. Choose a smaller max_length or lora_rank, or a larger machine.",
     "ROWS_UNAVAILABLE": "The dataset service did not give the rows. Try again; if it persists, ask the operator.",
-    "INTERNAL": "The worker ended without saying why; its plan is charged in full. The operator finds its log.",
+    "INTERNAL": "The worker ended without saying why. Try again; the operator finds its log.",
+    "WAITED_TOO_LONG": "No worker began within the waiting limit. Try again when the machine is less busy.",
+    "RAN_TOO_LONG": "The job ran into the running limit. Choose fewer epochs, or ask the operator for a longer one.",
 }
 
 
@@ -46,11 +48,21 @@ def job_message(record: Record) -> trainer_pb2.TrainingJob:
             errors_pb2.ItemError(
                 code=10,  # ABORTED
                 reason=errors_pb2.ERROR_REASON_JOB_STATE,
-                message=_CAUSES[job.ending.cause],
+                message=f"{_CAUSES[job.ending.cause]} {_charged(record)}",
                 metadata={"job": job.name, "state": job.state},
             )
         )
     return message
+
+
+def _charged(record: Record) -> str:
+    """Say what a job without an adapter has cost."""
+    settled = jobs.resolution(record.job)
+    if settled.release or record.plan.statement.unlimited:
+        return "Nothing was charged."
+    if settled.attested_steps is None:
+        return "Its plan was charged in full, because nobody can say which steps ran."
+    return f"The {settled.attested_steps} steps that ran were charged."
 
 
 def assignment(record: Record, location: str) -> trainer_pb2.Assignment:

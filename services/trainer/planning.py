@@ -80,7 +80,7 @@ class Planner:
         if not shape.unit_count:
             raise invalid("spec.frame", "covers no rows")
         if privacy == "unlimited":
-            return await self._unlimited(spec, dataset, shape)
+            return await self._unlimited(spec, dataset, shape, principal)
         return await self._private(spec, dataset, shape)
 
     def location(self, base_model: str) -> str:
@@ -118,7 +118,8 @@ class Planner:
         _default(settings, "epochs", PRIVATE.epochs)
         _default(settings, "learning_rate", PRIVATE.learning_rate)
         probability = settings.batch_size / units
-        steps = math.ceil(settings.epochs / probability)
+        # Not epochs / probability: two roundings could make one step more out of a whole number.
+        steps = math.ceil(settings.epochs * units / settings.batch_size)
         calibrated = await self._ledger.call(
             self._ledger_stub.Calibrate,
             ledger_service_pb2.CalibrateRequest(
@@ -148,7 +149,9 @@ class Planner:
             spent_epsilon=account.spent_epsilon,
         )
 
-    async def _unlimited(self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any) -> trainer_pb2.Plan:
+    async def _unlimited(
+        self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any, principal: Principal
+    ) -> trainer_pb2.Plan:
         settings = _filled(spec.settings)
         _default(settings, "batch_size", UNLIMITED.batch_size)
         _default(settings, "epochs", UNLIMITED.epochs)
@@ -166,8 +169,9 @@ class Planner:
             steps=math.ceil(settings.epochs * shape.row_count / settings.batch_size),
             row_count=shape.row_count,
             unit_count=shape.unit_count,
-            # Whether the policy allows it is the ledger's to say, when the reservation is made.
-            affordable=True,
+            # For show: the ledger decides, when the reservation is made.
+            affordable=account.unlimited_allowed
+            and (not account.unlimited_principals or principal.subject in account.unlimited_principals),
             left_epsilon=account.left_epsilon,
             left_epsilon_after=account.left_epsilon,
             account=account.name,

@@ -17,7 +17,7 @@ from services.common.pages import page
 from services.common.requests import body_hash, reused
 from services.common.tokens import Principal
 from services.trainer import jobs
-from services.trainer.control import Control
+from services.trainer.control import Control, is_refusal
 from services.trainer.jobs import TERMINAL, IllegalTransition, Job
 from services.trainer.messages import job_message
 from services.trainer.planning import Planner
@@ -78,9 +78,10 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
             try:
                 reserved = await self._control.reserve(record)
             except MurmuraError as error:
-                if error.reason != "DEPENDENCY_UNAVAILABLE":
+                if is_refusal(error):
                     self._control.store.remove(job_id)
-                raise
+                    raise
+                raise _undecided() from None
             await self._control.save(reserved)
         return pb.CreateTrainingJobResponse(training_job=self._message(job_id))
 
@@ -104,21 +105,26 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         """Stream a job whenever it changes."""
         principal, sent = current_principal(), None
         while True:
+            seen = self._control.version
             message = job_message(self._visible(request.name, principal))
             if message != sent:
                 yield pb.WatchTrainingJobResponse(training_job=message)
                 sent = message
             if trainer_pb2.JobState.Name(message.state).removeprefix("JOB_STATE_") in TERMINAL:
                 return
-            await self._control.changed(WATCH_REFRESH_S)
+            await self._control.changed(seen, WATCH_REFRESH_S)
 
     async def CancelTrainingJob(
         self, request: pb.CancelTrainingJobRequest, context: Any
     ) -> pb.CancelTrainingJobResponse:
         """Ask a job to stop; asking twice, or after its cancellation, is no harm."""
-        record = self._visible(request.name, current_principal())
+        principal, body = current_principal(), body_hash(request)
+        record = self._visible(request.name, principal)
+        request_id = str(uuid.UUID(request.request_id))
+        if self._control.store.first_body(principal.subject, request_id, body) != body:
+            raise reused(request.request_id)
         async with self._control.lock(record.job.job_id):
-            record = self._visible(request.name, current_principal())
+            record = self._visible(request.name, principal)
             if not record.job.cancel_requested:
                 try:
                     await self._control.save(jobs.cancelling(record.job))
@@ -146,6 +152,17 @@ def state_error(job: Job, problem: IllegalTransition) -> MurmuraError:
         "JOB_STATE",
         f"{job.name} is {problem.state.lower()}; that can no longer be done.",
         {"job": job.name, "state": problem.state},
+    )
+
+
+def _undecided() -> MurmuraError:
+    return MurmuraError(
+        grpc.StatusCode.UNAVAILABLE,
+        "DEPENDENCY_UNAVAILABLE",
+        "The ledger does not answer, so it is not known whether the budget was set aside. The job is kept and starts "
+        "as soon as it is; send the same request again to come back to it. It is charged once.",
+        {"service": "ledger"},
+        retry_after_s=2,
     )
 
 

@@ -28,6 +28,12 @@ CREATE TABLE IF NOT EXISTS witness (
     sequence INTEGER NOT NULL,
     head_hash TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS requests (
+    subject TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    body_hash TEXT NOT NULL,
+    PRIMARY KEY (subject, request_id)
+) STRICT;
 """
 
 
@@ -86,6 +92,13 @@ class JobStore:
     def remove(self, job_id: str) -> None:
         """Forget a job whose budget was refused: it never was one."""
         self._connection.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+
+    def first_body(self, subject: str, request_id: str, body_hash: str) -> str:
+        """Note someone's request and return the digest of the body that its id first came with."""
+        key = (subject, request_id)
+        self._connection.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (*key, body_hash))
+        found = self._connection.execute("SELECT body_hash FROM requests WHERE subject = ? AND request_id = ?", key)
+        return str(found.fetchone()[0])
 
     def get(self, job_id: str) -> Record | None:
         """Return a job, or None."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -40,8 +43,10 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         """Say what to run. From here on the job counts as started."""
         async with self._control.lock(_job_id(request.job)):
             record = self._own(request.job)
-            job = self._allowed(record, lambda: jobs.begun(record.job, record.job.attempt, time.time()))
+            attempt = int(current_principal().claims.get("attempt", 0))
+            job = self._allowed(record, lambda: jobs.begun(record.job, attempt, time.time()))
             await self._control.save(job)
+            self._control.heard(job.job_id)
         location = self._planner.location(record.spec.base_model)
         return pb.GetAssignmentResponse(assignment=assignment(record, location))
 
@@ -53,6 +58,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
                 record,
                 lambda: jobs.progressed(record.job, request.attempt, request.completed_steps),
             )
+            self._control.heard(job.job_id)
             if job != record.job:
                 await self._control.save(job)
         stop = job.cancel_requested or job.ending is not None
@@ -62,20 +68,42 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Any
     ) -> pb.UploadAdapterResponse:
         """Take the adapter, charge the job, publish. A repeated upload of a finished job is answered as the first."""
-        first = await anext(request_iterator)
-        async with self._control.lock(_job_id(first.job)):
+        first = await anext(request_iterator, None)
+        if first is None:
+            raise invalid("job", "must be set in the first message")
+        record = self._own(first.job)
+        if record.job.state == jobs.RUNNING:
+            await self._stage(first, request_iterator, record)
+        async with self._control.lock(record.job.job_id):
             record = self._own(first.job)
-            if record.job.state == jobs.RUNNING:
-                staged = self._control.staging / record.job.job_id
-                await _receive(first, request_iterator, staged)
-                job = self._allowed(record, lambda: jobs.uploaded(record.job, first.attempt))
-                await self._control.save(job)
-                record = self._own(first.job)
             if record.job.state == jobs.PUBLISHING:
                 await self._control.publish(record)
             elif record.job.state != jobs.SUCCEEDED:
                 raise state_error(record.job, IllegalTransition(record.job.state))
         return pb.UploadAdapterResponse(adapter=record.job.adapter)
+
+    async def _stage(self, first: Any, rest: AsyncIterator[Any], record: Record) -> None:
+        """Take the files of an upload; the job waits for its adapter no longer once they are safe on disk.
+
+        The job is not locked while bytes arrive: a worker that falls silent must not hold up its own end.
+        """
+        if first.completed_steps != record.job.total_steps:
+            raise invalid("completed_steps", "must be the planned number of steps")
+        job_id = record.job.job_id
+        incoming = self._control.staging / f".{job_id}.{secrets.token_hex(4)}"
+        try:
+            await _receive(first, rest, incoming)
+            async with self._control.lock(job_id):
+                record = self._own(first.job)
+                if record.job.state != jobs.RUNNING:
+                    return
+                job = self._allowed(record, lambda: jobs.uploaded(record.job, first.attempt))
+                staged = self._control.staging / job_id
+                shutil.rmtree(staged, ignore_errors=True)
+                await asyncio.to_thread(_keep, incoming, staged)
+                await self._control.save(job)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
 
     async def ReportFailure(self, request: pb.ReportFailureRequest, context: Any) -> pb.ReportFailureResponse:
         """Note that the worker gives up; the loop settles the budget."""
@@ -83,7 +111,8 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
             record = self._own(request.job)
             if request.attempt != record.job.attempt:
                 raise _fenced(record)
-            cause = pb.FailureCause.Name(request.cause).removeprefix("FAILURE_CAUSE_")
+            known = request.cause in pb.FailureCause.values()
+            cause = pb.FailureCause.Name(request.cause).removeprefix("FAILURE_CAUSE_") if known else "INTERNAL"
             job = self._allowed(record, lambda: jobs.ending(record.job, cause, request.attested_steps))
             await self._control.save(job)
         return pb.ReportFailureResponse()
@@ -107,7 +136,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
 
 async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> None:
     """Write the files of an upload and check that they are an adapter."""
-    _empty(directory)
+    await asyncio.to_thread(directory.mkdir, parents=True, mode=0o700)
     total, out = 0, None
     try:
         message: Any = first
@@ -131,7 +160,7 @@ async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> Non
         if out is not None:
             out.close()
     try:
-        check(directory)
+        await asyncio.to_thread(check, directory)
     except UnsoundAdapter as problem:
         raise MurmuraError(
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -141,9 +170,20 @@ async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> Non
         ) from None
 
 
-def _empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True, mode=0o700)
+def _keep(incoming: Path, staged: Path) -> None:
+    """Move an upload to where the publication finds it, through a power cut too."""
+    for path in (*incoming.iterdir(), incoming):
+        _flush(path)
+    incoming.rename(staged)
+    _flush(staged.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _fenced(record: Record) -> MurmuraError:

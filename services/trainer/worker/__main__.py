@@ -1,27 +1,27 @@
 """`python -m services.trainer.worker`: one job, then gone.
 
 What this process prints ends up in a log that operators read. An exception's text, and a library's warning, can quote
-a private row, so neither is printed: only the type and the places in our code.
+a private row. So nothing but this module can print: standard output and error lead nowhere for everything else, native
+code included, and of an exception only its type and the places in our own code are told. A crash leaves no core file.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import TextIO
+
+_OURS = Path(__file__).parents[2]
 
 
 def main() -> int:
     """Run the job that the environment names; returns the exit code."""
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    # Threads that spin while they wait bring a shared machine to a crawl: the other services run here too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    log = silence()
     try:
         from services.trainer.worker.session import Session
         from services.trainer.worker.wire import Token
@@ -35,12 +35,35 @@ def main() -> int:
         )
         return 0 if session.run() else 1
     except Exception as error:
-        places = [
-            f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
-            for frame in traceback.extract_tb(error.__traceback__)
-        ]
-        print(f"the worker failed: {type(error).__name__} at {'; '.join(places[-8:])}", flush=True)
+        print(f"the worker failed: {describe(error)}", file=log, flush=True)
         return 1
+
+
+def silence() -> TextIO:
+    """Close every way to the log but one, and return that one."""
+    log = os.fdopen(os.dup(2), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    # Threads that spin while they wait bring a shared machine to a crawl: the other services run here too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return log
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and where in our code it came from; never its text."""
+    places = [
+        f"{Path(frame.filename).relative_to(_OURS)}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(_OURS)
+    ]
+    return f"{type(error).__name__} at {'; '.join(places)}"
 
 
 if __name__ == "__main__":

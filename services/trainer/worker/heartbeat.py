@@ -16,6 +16,8 @@ from services.trainer.worker.wire import Token
 
 PERIOD_S = 1.0
 REPORTS = 50
+# The job has ended without this worker, or another one has taken it over.
+_OVER = (grpc.StatusCode.ABORTED, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
 
 class Stopped(Exception):
@@ -76,8 +78,11 @@ class Heartbeat:
                 answer = self._stub.Heartbeat(request, timeout=10, metadata=self._token.metadata())
             except grpc.RpcError as error:
                 status: Any = error
-                if status.code() in (grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND):
+                if status.code() in _OVER:
                     self._stop.set()
+                elif status.code() == grpc.StatusCode.UNAUTHENTICATED:
+                    # The trainer was away for longer than a token lives; it leaves a new one.
+                    self._token.read_again()
                 continue
             self._token.text = answer.job_token
             if answer.stop:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pyarrow as pa
+import torch
 
 from murmura.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
@@ -19,6 +20,7 @@ from services.trainer.worker.clipping import Clipping
 from services.trainer.worker.data import encode_rows, group_units
 from services.trainer.worker.engine import TrainingSettings, train_private
 from services.trainer.worker.heartbeat import Heartbeat, Stopped
+from services.trainer.worker.lora import UnsupportedModelError
 from services.trainer.worker.model import (
     BaseModelError,
     LoraSettings,
@@ -33,6 +35,17 @@ from services.trainer.worker.wire import Token, connect, patiently
 CHUNK_BYTES = 1 << 19
 CALL_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 600.0
+
+
+class RowsUnavailable(Exception):
+    """The dataset service does not give the rows."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error means that memory ran out; torch has no type of its own for that on a CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 class Session:
@@ -73,14 +86,17 @@ class Session:
                 return True
             except Stopped:
                 cause = pb.FAILURE_CAUSE_STOPPED
-            except BaseModelError:
+            except (BaseModelError, UnsupportedModelError):
                 cause = pb.FAILURE_CAUSE_BASE_MODEL
-            except MemoryError:
-                cause = pb.FAILURE_CAUSE_OUT_OF_MEMORY
-            except grpc.RpcError:
+            except RowsUnavailable:
                 cause = pb.FAILURE_CAUSE_ROWS_UNAVAILABLE
-            except Exception:
-                self._give_up(cause, heartbeat.completed_steps)
+            except Exception as error:
+                # The step that broke off has touched rows as well.
+                attested = min(heartbeat.completed_steps + 1, steps)
+                if is_out_of_memory(error):
+                    self._give_up(pb.FAILURE_CAUSE_OUT_OF_MEMORY, attested)
+                    return False
+                self._give_up(cause, attested)
                 raise
             self._give_up(cause, heartbeat.completed_steps)
         return False
@@ -138,7 +154,10 @@ class Session:
                     texts.extend(table["text"].to_pylist())
             return [int(unit) for part in units for unit in part], texts
 
-        return patiently(read)
+        try:
+            return patiently(read)
+        except grpc.RpcError:
+            raise RowsUnavailable from None
 
     def _upload(self, folder: Path, steps: int) -> None:
         patiently(

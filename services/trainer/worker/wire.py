@@ -6,6 +6,7 @@ ends. Its token lives for minutes and is replaced by the answer of each heartbea
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,14 +36,21 @@ class Token:
 
     Attributes:
         text: the newest one.
+        path: where the launcher leaves one.
     """
 
     text: str
+    path: Path
 
     @classmethod
     def read(cls, path: Path) -> Token:
         """Read the token that the launcher left."""
-        return cls(path.read_text().strip())
+        return cls(path.read_text().strip(), path)
+
+    def read_again(self) -> None:
+        """Take what the launcher has left, if it is still there."""
+        with contextlib.suppress(OSError):
+            self.text = self.path.read_text().strip()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return what proves who calls."""

@@ -1,0 +1,120 @@
+"""Properties of a job's life, over any order in which things may happen to it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.trainer import jobs
+from services.trainer.jobs import Fenced, IllegalTransition, Job
+
+ORDER = [jobs.PROVISIONING, jobs.RUNNING, jobs.PUBLISHING, jobs.SUCCEEDED]
+TOTAL = 20
+
+
+def fresh() -> Job:
+    return Job("job", "analyst@local", TOTAL)
+
+
+def running() -> Job:
+    return jobs.begun(jobs.reserved(fresh(), "accounts/a/reservations/r"), 1, 5.0)
+
+
+steps = st.integers(-3, TOTAL + 3)
+events = st.one_of(
+    st.just(lambda job: jobs.reserved(job, "accounts/a/reservations/r")),
+    st.builds(lambda attempt: lambda job: jobs.begun(job, attempt, 5.0), st.integers(0, 2)),
+    st.builds(
+        lambda attempt, done: lambda job: jobs.progressed(job, attempt, done),
+        st.integers(0, 2),
+        steps,
+    ),
+    st.builds(lambda attempt: lambda job: jobs.uploaded(job, attempt), st.integers(0, 2)),
+    st.just(lambda job: jobs.published(job, 9.0)),
+    st.just(jobs.cancelling),
+    st.builds(lambda done: lambda job: jobs.ending(job, "INTERNAL", done), st.one_of(st.none(), steps)),
+    st.just(lambda job: jobs.ended(job, 9.0)),
+)
+
+
+@given(st.lists(events, max_size=30))
+def test_whatever_happens_a_job_keeps_its_promises(happening: list) -> None:
+    job, settled = fresh(), None
+    for event in happening:
+        before = job
+        try:
+            job = event(job)
+        except (IllegalTransition, Fenced):
+            continue
+        # What is over stays as it is.
+        assert before.state not in jobs.TERMINAL
+        # Forward only.
+        if before.state in ORDER and job.state in ORDER:
+            assert ORDER.index(before.state) <= ORDER.index(job.state)
+        # A worker runs on reserved budget only.
+        assert job.reservation or not job.started
+        assert before.completed_steps <= job.completed_steps <= TOTAL
+        # Free of charge only if no worker ever began; never beside an adapter.
+        resolution = jobs.resolution(job)
+        assert resolution.release == (not job.started)
+        if job.state in (jobs.PUBLISHING, jobs.SUCCEEDED):
+            assert job.started
+            assert resolution == jobs.Resolution(release=False, attested_steps=None)
+        if resolution.attested_steps is not None:
+            assert 0 <= resolution.attested_steps <= TOTAL
+            assert resolution.attested_steps >= job.completed_steps
+        # The ledger is asked as soon as an end is decided; after that the question may not change.
+        if settled is not None:
+            assert resolution == settled
+        if job.ending is not None or job.state == jobs.PUBLISHING:
+            settled = resolution
+
+
+def test_success_leads_through_publishing() -> None:
+    job = running()
+    with pytest.raises(IllegalTransition):
+        jobs.published(job, 9.0)
+    assert jobs.published(jobs.uploaded(job, 1), 9.0).state == jobs.SUCCEEDED
+
+
+def test_a_job_that_is_being_settled_cannot_begin() -> None:
+    """Its reservation may be released already: a worker that began now would train for free."""
+    reserved = jobs.reserved(fresh(), "accounts/a/reservations/r")
+    with pytest.raises(IllegalTransition):
+        jobs.begun(jobs.cancelling(reserved), 1, 5.0)
+    with pytest.raises(IllegalTransition):
+        jobs.begun(jobs.ending(reserved, "INTERNAL", None), 1, 5.0)
+
+
+def test_a_job_without_budget_cannot_begin() -> None:
+    with pytest.raises(IllegalTransition):
+        jobs.begun(fresh(), 1, 5.0)
+
+
+def test_a_worker_cannot_take_back_reported_steps() -> None:
+    job = jobs.ending(jobs.progressed(running(), 1, 7), "STOPPED", 3)
+    assert jobs.resolution(job) == jobs.Resolution(release=False, attested_steps=7)
+
+
+def test_a_silent_death_is_charged_in_full() -> None:
+    job = jobs.ending(jobs.progressed(running(), 1, 7), "INTERNAL", None)
+    assert jobs.resolution(job) == jobs.Resolution(release=False, attested_steps=None)
+
+
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_another_attempts_worker_is_fenced_off(attempt: int) -> None:
+    for transition in (
+        lambda: jobs.begun(running(), attempt, 5.0),
+        lambda: jobs.progressed(running(), attempt, 1),
+        lambda: jobs.uploaded(running(), attempt),
+    ):
+        with pytest.raises(Fenced):
+            transition()
+
+
+def test_a_job_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fresh().state = jobs.SUCCEEDED  # type: ignore[misc]

@@ -1,0 +1,144 @@
+"""Plans: defaults filled in, arithmetic on public counts, refusals that an analyst can act on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from murmura.api.dataset.v1 import dataset_service_pb2 as datasets_pb
+from murmura.api.dataset.v1 import expressions_pb2
+from murmura.api.ledger.v1 import ledger_service_pb2 as ledger_pb
+from murmura.api.trainer.v1 import trainer_pb2
+from services.common.errors import MurmuraError
+from services.common.tokens import Principal
+from services.trainer import planning
+from services.trainer.planning import Planner
+
+ANALYST = Principal("analyst@local", frozenset({"analyst"}))
+
+
+class Upstream:
+    """The dataset service and the ledger, as far as a plan asks them."""
+
+    def __init__(self) -> None:
+        self.channel = grpc.aio.insecure_channel("127.0.0.1:1")
+        self.asked: list[Any] = []
+        self.units, self.rows = 2000, 2608
+        self.analysts: list[str] = []
+        self.unlimited: tuple[bool, list[str]] = (True, [])
+
+    async def call(self, method: Any, request: Any, timeout_s: float = 0.0) -> Any:
+        self.asked.append(request)
+        answer = getattr(
+            datasets_pb if "dataset" in type(request).__module__ else ledger_pb,
+            type(request).__name__.replace("Request", "Response"),
+        )()
+        if isinstance(request, datasets_pb.GetDatasetRequest):
+            answer.dataset.account, answer.dataset.privacy_unit_column = "accounts/a", "patient"
+            answer.dataset.policy.analysts.extend(self.analysts)
+        elif isinstance(request, datasets_pb.DescribeFrameRequest):
+            answer.row_count, answer.unit_count = self.rows, self.units
+            answer.schema.columns.add(name="text", type=expressions_pb2.VALUE_TYPE_STRING)
+            answer.schema.columns.add(name="age", type=expressions_pb2.VALUE_TYPE_INTEGER)
+        elif isinstance(request, ledger_pb.CalibrateRequest):
+            answer.affordable = True
+            answer.account.name = request.account
+            answer.mechanism.steps = request.steps
+        else:
+            allowed, principals = self.unlimited
+            answer.account.unlimited_allowed = allowed
+            answer.account.unlimited_principals.extend(principals)
+        return answer
+
+
+@pytest.fixture
+async def upstream() -> Upstream:
+    return Upstream()
+
+
+def spec(**settings: Any) -> trainer_pb2.JobSpec:
+    made = trainer_pb2.JobSpec(base_model="baseModels/tiny", target_epsilon=4.0)
+    made.frame.dataset = "datasets/notes"
+    made.settings.CopyFrom(trainer_pb2.Settings(**settings))
+    return made
+
+
+async def plan(upstream: Upstream, wanted: trainer_pb2.JobSpec) -> trainer_pb2.Plan:
+    planner = Planner(upstream, upstream, {"tiny": "/models/tiny"})  # type: ignore[arg-type]
+    return await planner.plan(wanted, ANALYST)
+
+
+async def test_defaults_are_filled_in(upstream: Upstream) -> None:
+    chosen = (await plan(upstream, spec())).settings
+    for field in chosen.DESCRIPTOR.fields:
+        if field.has_presence:
+            assert chosen.HasField(field.name), field.name
+    assert chosen.clipping == trainer_pb2.CLIPPING_NORMALISED
+    assert chosen.batch_size == round(planning.PRIVATE.batch_fraction * 2000)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch", "units", "steps"),
+    # Dividing by the rounded probability would make 4 steps, 101 steps and so on of some of these.
+    [(10, 256, 2000, 79), (3, 1000, 1000, 3), (1, 7, 49, 7), (10, 49, 490, 100), (0.5, 3, 40, 7)],
+)
+async def test_steps_cover_the_epochs_exactly(
+    upstream: Upstream, epochs: float, batch: int, units: int, steps: int
+) -> None:
+    upstream.units = units
+    made = await plan(upstream, spec(epochs=epochs, batch_size=batch))
+    assert made.steps == steps
+    (asked,) = [one for one in upstream.asked if isinstance(one, ledger_pb.CalibrateRequest)]
+    assert (asked.steps, asked.sampling_probability) == (steps, batch / units)
+
+
+async def test_a_batch_is_never_more_than_all_units(upstream: Upstream) -> None:
+    upstream.units = 5
+    made = await plan(upstream, spec(batch_size=100))
+    assert made.settings.batch_size == 5
+
+
+async def test_unlimited_steps_count_slots(upstream: Upstream) -> None:
+    """Slots are public; how many of them hold a row is not."""
+    wanted = spec(epochs=3, batch_size=12)
+    wanted.unlimited = True
+    made = await plan(upstream, wanted)
+    assert made.steps == 652
+    assert made.statement.unlimited
+    assert made.affordable
+
+
+@pytest.mark.parametrize("policy", [(False, []), (True, ["someone@else"])])
+async def test_a_plan_shows_that_unlimited_is_not_allowed(upstream: Upstream, policy: tuple[bool, list[str]]) -> None:
+    upstream.unlimited = policy
+    wanted = spec()
+    wanted.unlimited = True
+    assert not (await plan(upstream, wanted)).affordable
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: setattr(s, "text_column", "nothing"), "COLUMN_UNKNOWN"),
+        (lambda s: setattr(s, "text_column", "age"), "FIELD_RULES"),
+        (lambda s: setattr(s, "base_model", "baseModels/other"), "BASE_MODEL_UNKNOWN"),
+        (lambda s: s.ClearField("target_epsilon"), "FIELD_RULES"),
+        (lambda s: setattr(s, "unlimited", False), "FIELD_RULES"),
+    ],
+)
+async def test_refusals(upstream: Upstream, change: Any, reason: str) -> None:
+    wanted = spec()
+    change(wanted)
+    with pytest.raises(MurmuraError) as caught:
+        await plan(upstream, wanted)
+    assert caught.value.reason == reason
+
+
+async def test_a_dataset_that_the_analyst_may_not_use_does_not_exist(upstream: Upstream) -> None:
+    """The dataset service trusts the trainer with every dataset, so the trainer has to look."""
+    upstream.analysts = ["someone@else"]
+    with pytest.raises(MurmuraError) as caught:
+        await plan(upstream, spec())
+    assert caught.value.reason == "RESOURCE_NOT_FOUND"
