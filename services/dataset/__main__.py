@@ -13,9 +13,9 @@ from services.common.config import ServiceSettings
 from services.common.server import Lifecycle, serve
 from services.common.upstream import Upstream
 from services.dataset.catalogue import Catalogue
-from services.dataset.registry import Registry
+from services.dataset.registry import Outdated, Registry
 from services.dataset.service import DatasetService
-from services.dataset.vault import Vault
+from services.dataset.vault import Sealed, Vault
 
 
 class DatasetSettings(ServiceSettings):
@@ -29,11 +29,17 @@ async def main() -> int:
     settings = DatasetSettings.load()
 
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
-        registry = Registry(settings.state_dir / "registry.sqlite3")
+        try:
+            registry = Registry(settings.state_dir / "registry.sqlite3")
+            vault = Vault(settings.state_dir)
+        except (Outdated, Sealed) as problem:
+            print(f"{settings.state_dir}: {problem}", file=sys.stderr)
+            raise SystemExit(2) from None
         lifecycle.resources.callback(registry.close)
+        vault.sweep(registry.storage_ids())
         ledger = Upstream("ledger", settings.ledger_endpoint, settings.service_token_file)
         lifecycle.resources.push_async_callback(ledger.close)
-        service = DatasetService(Catalogue(registry, Vault(settings.state_dir)), ledger)
+        service = DatasetService(Catalogue(registry, vault), ledger)
         dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server(service, server)
         return ["murmura.api.dataset.v1.DatasetService"]
 

@@ -1,10 +1,9 @@
-"""The datasets of this service: registering, finding, describing and reading them. No gRPC in here but its errors."""
+"""The datasets of this service: finding, describing and reading them. No gRPC in here but its errors."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import grpc
@@ -22,8 +21,10 @@ from services.dataset import expressions as ex
 from services.dataset.registry import Registry
 from services.dataset.vault import Sealed, Vault
 
-CHUNK_ROWS = 2_000
+# A message is one Arrow stream of about so many bytes; a single text is at most as long.
 CHUNK_BYTES = 1 << 20
+_ROW_BYTES = 16
+_WIRE = pa.schema([("unit", pa.int64()), ("text", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Described:
         storage_id: where the rows are stored.
         operations: checked.
         shape: its schema and slots.
+        units: the number of each slot's unit within the frame, from 0; shape (slots,).
         unit_count: privacy units that own at least one of its slots.
     """
 
@@ -42,6 +44,7 @@ class Described:
     storage_id: str
     operations: list[ex.Operation]
     shape: ex.Shape
+    units: NDArray[np.int64] = field(repr=False)
     unit_count: int
 
 
@@ -56,8 +59,7 @@ class Catalogue:
     def __init__(self, registry: Registry, vault: Vault) -> None:
         self.registry = registry
         self.vault = vault
-        # Which slots share a unit is public under our neighbouring relation; keeping it saves decrypting per call.
-        self._units = lru_cache(maxsize=64)(self._load_units)
+        self._units = lru_cache(maxsize=64)(registry.units)
 
     def visible(self, name: str, principal: Principal) -> tuple[dataset_pb2.Dataset, str]:
         """Return a dataset and where its rows are, if the caller may know of it.
@@ -71,16 +73,13 @@ class Catalogue:
         return found
 
     def describe(self, frame: frames_pb2.Frame, principal: Principal) -> Described:
-        """Check a frame. Touches no row's content.
+        """Check a frame. Opens no row: what is public follows from the registry and the operations.
 
         Raises:
             MurmuraError: if it is not allowed.
         """
         dataset, storage_id = self.visible(frame.dataset, principal)
-        shape = ex.Shape(
-            {column.name: dataset_type(column) for column in dataset.schema.columns},
-            range(dataset.row_count),
-        )
+        shape = ex.Shape(schema_of(dataset), range(dataset.row_count))
         try:
             operations = frames.operations(frame)
             for operation in operations:
@@ -94,13 +93,14 @@ class Catalogue:
             ) from None
         except ex.UnknownColumn as unknown:
             raise unknown_column(unknown.column, unknown.columns) from None
-        units = self._units(storage_id)[shape.slots.start : shape.slots.stop]
-        return Described(dataset, storage_id, operations, shape, int(np.unique(units).size))
+        units, count = units_within(self._units(storage_id), shape.slots)
+        return Described(dataset, storage_id, operations, shape, units, count)
 
-    def mock_rows(self, described: Described, count: int) -> list[dataset_pb2.MockRow]:
+    def mock_rows(self, described: Described, count: int) -> list[list[str]]:
         """Make mock rows of a frame."""
         public = {column.name: list(column.public_values) for column in described.dataset.schema.columns}
-        return mock.rows(described.shape.schema, public, count)
+        source, schema = schema_of(described.dataset), described.shape.schema
+        return mock.rows(source, public, described.operations, schema, count)
 
     def schema_message(self, described: Described) -> dataset_pb2.Schema:
         """Return a frame's schema as a message."""
@@ -132,39 +132,38 @@ class Catalogue:
                 f"The rows of {described.dataset.name} cannot be opened: the master key is missing or another one.",
                 {"source": described.dataset.name},
             ) from None
-        kept = execution.run(rows, described.operations, text_column)
-        longest = max((len(text.encode()) for text in kept["text"]), default=1) or 1
-        size = max(1, min(CHUNK_ROWS, CHUNK_BYTES // longest))
-        for start in range(0, kept.height, size):
-            yield _ipc(kept.slice(start, size).to_arrow())
+        slots = described.shape.slots
+        rows = rows.slice(slots.start, len(slots))
+        for part in execution.run(rows, described.units, described.operations, text_column):
+            yield from _messages(part)
 
-    def _load_units(self, storage_id: str) -> NDArray[np.int64]:
-        return self.vault.load(storage_id)[execution.UNIT].to_numpy()
+
+def units_within(units: NDArray[np.int64], slots: range) -> tuple[NDArray[np.int64], int]:
+    """Number the units of some slots from 0, and count them. Slots alone decide: units whose rows all fail count too.
+
+    Args:
+        units: the unit's number of each slot of the dataset; shape (slots,).
+        slots: those of the frame.
+    """
+    present, numbers = np.unique(units[slots.start : slots.stop], return_inverse=True)
+    return numbers.astype(np.int64), len(present)
+
+
+def schema_of(dataset: dataset_pb2.Dataset) -> dict[str, str]:
+    """Return a dataset's columns as the expressions know them: name to type."""
+    return {
+        column.name: frames_pb2.ValueType.Name(column.type).removeprefix("VALUE_TYPE_")
+        for column in dataset.schema.columns
+    }
 
 
 def may_use(dataset: dataset_pb2.Dataset, principal: Principal) -> bool:
     """Say whether a principal may know of a dataset."""
-    if principal.has("steward", "operator", "service", "worker"):
+    if principal.has("steward", "operator", "service"):
         return True
+    if principal.has("worker"):
+        return principal.claims.get("dataset") == dataset.name
     return not dataset.policy.analysts or principal.subject in dataset.policy.analysts
-
-
-def with_units(rows: pl.DataFrame, unit_column: str) -> pl.DataFrame:
-    """Number the privacy units in the order of their first slots."""
-    numbers = rows[unit_column].cast(pl.String).fill_null("").rank("dense")
-    firsts = {value: index for index, value in enumerate(dict.fromkeys(numbers.to_list()))}
-    units = pl.Series(execution.UNIT, [firsts[value] for value in numbers.to_list()], dtype=pl.Int64)
-    return rows.with_columns(units)
-
-
-def new_storage_id() -> str:
-    """Return a name for stored rows that says nothing."""
-    return secrets.token_hex(12)
-
-
-def dataset_type(column: dataset_pb2.Column) -> str:
-    """Return a column's type as the expressions know it."""
-    return frames_pb2.ValueType.Name(column.type).removeprefix("VALUE_TYPE_")
 
 
 def check_text_column(shape: ex.Shape, name: str) -> None:
@@ -195,8 +194,22 @@ def unknown_column(name: str, columns: tuple[str, ...]) -> MurmuraError:
     )
 
 
-def _ipc(table: pa.Table) -> bytes:
+def _messages(rows: pl.DataFrame) -> Iterator[bytes]:
+    """Cut rows so that each message stays small, however the lengths of the texts are spread."""
+    sizes = (rows.get_column("text").str.len_bytes() + _ROW_BYTES).to_list()
+    start, size = 0, 0
+    for index, bytes_of_row in enumerate(sizes):
+        if index > start and size + bytes_of_row > CHUNK_BYTES:
+            yield _ipc(rows.slice(start, index - start))
+            start, size = index, 0
+        size += bytes_of_row
+    if sizes:
+        yield _ipc(rows.slice(start))
+
+
+def _ipc(rows: pl.DataFrame) -> bytes:
+    table = pa.table({"unit": rows["unit"].to_list(), "text": rows["text"].to_list()}, schema=_WIRE)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    with pa.ipc.new_stream(sink, _WIRE) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())

@@ -19,6 +19,9 @@ STRING, INTEGER, FLOAT, BOOLEAN, TIMESTAMP, STRING_LIST = [
 ]
 MOST_DEPTH = 60
 MOST_NODES = 2_000
+MOST_NAME = 200
+# No text may grow beyond this, in bytes of UTF-8: a row that would is a row on which the expression fails.
+MOST_TEXT_BYTES = 1 << 20
 
 
 class Rejected(ValueError):
@@ -275,11 +278,15 @@ def after(shape: Shape, operation: Operation) -> Shape:
     if isinstance(operation, Rename):
         _known(operation.columns, schema)
         renamed = [operation.columns.get(name, name) for name in schema]
+        for name in operation.columns.values():
+            _sound(name, "rename")
         if len(set(renamed)) < len(renamed):
             raise Rejected("rename", "two columns would have the same name")
         return Shape(dict(zip(renamed, schema.values(), strict=True)), shape.slots)
     if isinstance(operation, Select):
         _known(operation.columns, schema)
+        if len(set(operation.columns)) < len(operation.columns):
+            raise Rejected("select", "a column is named twice")
         return Shape({name: schema[name] for name in operation.columns}, shape.slots)
     if isinstance(operation, Drop):
         _known(operation.columns, schema)
@@ -291,6 +298,7 @@ def after(shape: Shape, operation: Operation) -> Shape:
         if check(operation.predicate, schema) != BOOLEAN:
             raise Rejected("filter", "the predicate must be a BOOLEAN")
         return shape
+    _sound(operation.column, "assign")
     kind = check(operation.expression, schema)
     if kind in (STRING_LIST, "NULL"):
         raise Rejected("assign", f"a column cannot hold a {kind}")
@@ -301,3 +309,8 @@ def _known(names: Mapping[str, str] | tuple[str, ...], schema: Mapping[str, str]
     for name in names:
         if name not in schema:
             raise UnknownColumn(name, schema)
+
+
+def _sound(name: str, operation: str) -> None:
+    if not 0 < len(name) <= MOST_NAME:
+        raise Rejected(operation, f"a column's name has 1 to {MOST_NAME} characters")

@@ -51,6 +51,8 @@ def expression(message: pb.Expression) -> ex.Expression:
             raise ex.Rejected("literal", "timestamps are not in this release")
         return ex.Literal(getattr(message.literal, field) if field else None)
     if kind == "call":
+        if message.call.function not in pb.Function.values():
+            raise ex.Rejected("call", "there is no such operation in this release")
         name = pb.Function.Name(message.call.function).removeprefix("FUNCTION_")
         return ex.Call(name, tuple(expression(item) for item in message.call.arguments))
     raise ex.Rejected("expression", "an expression is empty")

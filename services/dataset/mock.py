@@ -1,34 +1,104 @@
-"""Mock rows: what an analyst sees of a frame. Made from the schema alone; nothing in them comes from the data."""
+"""Mock rows: what an analyst sees of a frame without spending.
+
+They are made from the schema and from values that a steward declared public, and then go through the frame's own
+operations, so that a frame can be tried out. No private row has any part in them; the same frame gives the same rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
-from murmura.api.dataset.v1 import dataset_pb2
+import polars as pl
+
+from services.dataset import columns as columns_of
+from services.dataset import execution
 from services.dataset import expressions as ex
 
+_TYPES: dict[str, Any] = {
+    ex.STRING: pl.String,
+    ex.INTEGER: pl.Int64,
+    ex.FLOAT: pl.Float64,
+    ex.BOOLEAN: pl.Boolean,
+    ex.TIMESTAMP: pl.Datetime("us"),
+}
 
-def rows(schema: Mapping[str, str], public: Mapping[str, Sequence[str]], count: int) -> list[dataset_pb2.MockRow]:
-    """Make `count` rows.
+
+def rows(
+    source: Mapping[str, str],
+    public: Mapping[str, Sequence[str]],
+    operations: Sequence[ex.Operation],
+    schema: Mapping[str, str],
+    count: int,
+) -> list[list[str]]:
+    """Make `count` rows of a frame.
 
     Args:
-        schema: column name to type.
-        public: values that a steward declared public, by column.
+        source: the dataset's columns: name to type.
+        public: values that a steward declared public, by column of the dataset.
+        operations: checked; a mock row on which one fails shows a made-up value instead.
+        schema: the frame's columns: name to type.
         count: how many.
+
+    Returns:
+        The values of each row as text, in the order of `schema`.
     """
-    return [
-        dataset_pb2.MockRow(values=[_value(name, kind, public.get(name, ()), index) for name, kind in schema.items()])
-        for index in range(count)
-    ]
+    made = pl.DataFrame(
+        [
+            pl.Series(
+                name, [_value(name, kind, public.get(name, ()), index) for index in range(count)], dtype=_TYPES[kind]
+            )
+            for name, kind in source.items()
+        ]
+    )
+    columns_made, _ = execution.apply(made, operations)
+    columns = []
+    for name, kind in schema.items():
+        values = columns_made[name].to_list()
+        columns.append(
+            [_text(_value(name, kind, (), index) if value is None else value) for index, value in enumerate(values)]
+        )
+    return [[column[index] for column in columns] for index in range(count)]
 
 
-def _value(name: str, kind: str, public: Sequence[str], index: int) -> str:
+def parse(kind: str, text: str) -> Any:
+    """Read a declared public value.
+
+    Raises:
+        ValueError: if it is not of the column's type.
+    """
+    if kind == ex.INTEGER:
+        number = int(text)
+        if not -(1 << 63) <= number < 1 << 63:
+            raise ValueError("out of range")
+        return number
+    if kind == ex.FLOAT:
+        return float(text)
+    if kind == ex.BOOLEAN:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("neither true nor false")
+        return text.lower() == "true"
+    if kind == ex.TIMESTAMP:
+        return columns_of.moment(text)
+    return text
+
+
+def _value(name: str, kind: str, public: Sequence[str], index: int) -> Any:
     if public:
-        return public[index % len(public)]
+        return parse(kind, public[index % len(public)])
     return {
         ex.STRING: f"mock {name} {index + 1}",
-        ex.INTEGER: str(index),
-        ex.FLOAT: f"{index / 2:.1f}",
-        ex.BOOLEAN: "true" if index % 2 else "false",
-        ex.TIMESTAMP: f"2000-01-{index % 28 + 1:02d}T00:00:00Z",
+        ex.INTEGER: index,
+        ex.FLOAT: index / 2,
+        ex.BOOLEAN: index % 2 == 1,
+        ex.TIMESTAMP: datetime(2000, 1, index % 28 + 1),
     }[kind]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return value.isoformat() + "Z"
+    return str(value)

@@ -1,82 +1,183 @@
-"""What is registered: public facts of datasets, and which request made each. A SQLite file."""
+"""What is registered: public facts of datasets, which content has which lineage, and the answer to each request.
+
+One SQLite file, written through (WAL, FULL). No row is ever in it: of rows it knows which slots share a privacy unit,
+as bare numbers, which is public under our neighbouring relation and lets a frame be described without opening the
+vault.
+"""
 
 from __future__ import annotations
 
 import sqlite3
+import threading
+import zlib
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from murmura.api.dataset.v1 import dataset_pb2
 
-_SCHEMA = """
+VERSION = 2
+_SCHEMA = f"""
+BEGIN;
 CREATE TABLE IF NOT EXISTS datasets (
     name TEXT PRIMARY KEY,
     storage_id TEXT NOT NULL,
-    resource BLOB NOT NULL
+    resource BLOB NOT NULL,
+    units BLOB NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS requests (
     request_id TEXT PRIMARY KEY,
     body_hash TEXT NOT NULL,
-    name TEXT NOT NULL
+    answer BLOB NOT NULL
 ) STRICT;
+-- Outlives its datasets: content that comes back finds its old account.
+CREATE TABLE IF NOT EXISTS contents (
+    fingerprint TEXT PRIMARY KEY,
+    lineage TEXT NOT NULL
+) STRICT;
+PRAGMA user_version = {VERSION};
+COMMIT;
 """
 
 
+class Outdated(Exception):
+    """The file was written by a version that this one does not read."""
+
+
+class OtherLineage(Exception):
+    """The content got another lineage while this registration was under way."""
+
+
 class Registry:
-    """The datasets and the requests that changed them.
+    """The datasets and the requests that changed them. May be used from several threads.
 
     Args:
         path: made if it does not exist.
+
+    Raises:
+        Outdated: if another version made it.
     """
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)
+        self._lock = threading.Lock()
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
+        tables = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if tables and self._connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+            raise Outdated(f"{path.name} was written by another version of this service")
         self._connection.executescript(_SCHEMA)
 
-    def request(self, request_id: str) -> tuple[str, str] | None:
-        """Return the body hash and dataset of a request that was served, or None."""
-        row = self._connection.execute(
-            "SELECT body_hash, name FROM requests WHERE request_id = ?", (request_id,)
-        ).fetchone()
+    def answer(self, request_id: str) -> tuple[str, bytes] | None:
+        """Return the body hash and the serialized answer of a request that was served, or None."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT body_hash, answer FROM requests WHERE request_id = ?", (request_id,)
+            ).fetchone()
         return (row[0], row[1]) if row else None
 
     def get(self, name: str) -> tuple[dataset_pb2.Dataset, str] | None:
         """Return a dataset and where its rows are stored, or None."""
-        row = self._connection.execute("SELECT resource, storage_id FROM datasets WHERE name = ?", (name,)).fetchone()
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT resource, storage_id FROM datasets WHERE name = ?", (name,)
+            ).fetchone()
         return (dataset_pb2.Dataset.FromString(row[0]), row[1]) if row else None
 
     def all(self) -> list[dataset_pb2.Dataset]:
         """Return all datasets by name."""
-        rows = self._connection.execute("SELECT resource FROM datasets ORDER BY name")
+        with self._lock:
+            rows = self._connection.execute("SELECT resource FROM datasets ORDER BY name").fetchall()
         return [dataset_pb2.Dataset.FromString(row[0]) for row in rows]
 
-    def put(self, resource: dataset_pb2.Dataset, storage_id: str, request_id: str, body_hash: str) -> None:
-        """Write a dataset and the request that made or changed it, together."""
+    def storage_ids(self) -> set[str]:
+        """Return where the rows of all datasets are stored."""
+        with self._lock:
+            return {row[0] for row in self._connection.execute("SELECT storage_id FROM datasets")}
+
+    def units(self, storage_id: str) -> NDArray[np.int64]:
+        """Return the unit's number of each slot; shape (slots,)."""
+        with self._lock:
+            row = self._connection.execute("SELECT units FROM datasets WHERE storage_id = ?", (storage_id,)).fetchone()
+        return np.frombuffer(zlib.decompress(row[0]), dtype="<i8")
+
+    def lineage(self, fingerprint: str) -> str | None:
+        """Return the lineage that content has had before, or None."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT lineage FROM contents WHERE fingerprint = ?", (fingerprint,)
+            ).fetchone()
+        return str(row[0]) if row else None
+
+    def add(
+        self,
+        resource: dataset_pb2.Dataset,
+        storage_id: str,
+        units: NDArray[np.int64],
+        fingerprint: str,
+        request: tuple[str, str, bytes],
+    ) -> None:
+        """Write a new dataset, its lineage and the answer to the request that made it, together.
+
+        Args:
+            resource: what is public of it.
+            storage_id: where its rows are.
+            units: the unit's number of each slot; shape (slots,).
+            fingerprint: of its content.
+            request: id, body hash and serialized answer.
+
+        Raises:
+            OtherLineage: if another registration of the same content came first, with another account.
+        """
+        packed = zlib.compress(units.astype("<i8").tobytes())
         self._write(
-            request_id,
-            body_hash,
-            resource.name,
-            "INSERT OR REPLACE INTO datasets VALUES (?, ?, ?)",
-            (resource.name, storage_id, resource.SerializeToString()),
+            request,
+            (
+                "INSERT INTO datasets VALUES (?, ?, ?, ?)",
+                (resource.name, storage_id, resource.SerializeToString(), packed),
+            ),
+            ("INSERT OR IGNORE INTO contents VALUES (?, ?)", (fingerprint, resource.lineage)),
+            content=(fingerprint, resource.lineage),
         )
 
-    def delete(self, name: str, request_id: str, body_hash: str) -> None:
-        """Forget a dataset; remembers the request."""
-        self._write(request_id, body_hash, name, "DELETE FROM datasets WHERE name = ?", (name,))
+    def update(self, resource: dataset_pb2.Dataset, request: tuple[str, str, bytes]) -> None:
+        """Write what is public of a dataset anew, and the answer to the request that changed it."""
+        self._write(
+            request,
+            ("UPDATE datasets SET resource = ? WHERE name = ?", (resource.SerializeToString(), resource.name)),
+        )
+
+    def delete(self, name: str, request: tuple[str, str, bytes]) -> None:
+        """Forget a dataset; remembers its content's lineage and the request."""
+        self._write(request, ("DELETE FROM datasets WHERE name = ?", (name,)))
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
-    def _write(self, request_id: str, body_hash: str, name: str, statement: str, values: tuple[object, ...]) -> None:
-        cursor = self._connection.cursor()
-        cursor.execute("BEGIN IMMEDIATE")
-        try:
-            cursor.execute(statement, values)
-            cursor.execute("INSERT INTO requests VALUES (?, ?, ?)", (request_id, body_hash, name))
-            cursor.execute("COMMIT")
-        except BaseException:
-            cursor.execute("ROLLBACK")
-            raise
+    def _write(
+        self,
+        request: tuple[str, str, bytes],
+        *statements: tuple[str, tuple[object, ...]],
+        content: tuple[str, str] | None = None,
+    ) -> None:
+        with self._lock:
+            cursor = self._connection.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                for statement, values in statements:
+                    cursor.execute(statement, values)
+                if (
+                    content
+                    and not cursor.execute(
+                        "SELECT 1 FROM contents WHERE fingerprint = ? AND lineage = ?", content
+                    ).fetchone()
+                ):
+                    raise OtherLineage
+                cursor.execute("INSERT INTO requests VALUES (?, ?, ?)", request)
+                cursor.execute("COMMIT")
+            except BaseException:
+                cursor.execute("ROLLBACK")
+                raise

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import sqlite3
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import grpc
-import polars as pl
+from google.protobuf.message import Message
 
 from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
-from murmura.api.dataset.v1 import expressions_pb2 as frames_pb2
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, invalid
 from services.common.pages import page
 from services.common.requests import body_hash, frame_digest, reused
 from services.common.upstream import Upstream
-from services.dataset import sources
-from services.dataset.catalogue import Catalogue, may_use, new_storage_id, with_units
+from services.dataset import registration
+from services.dataset.catalogue import Catalogue, may_use
+from services.dataset.registration import Prepared
+from services.dataset.registry import OtherLineage
 
-_NAMESPACE = uuid.UUID("d1f5a8f0-4f0d-5b8e-8a3a-1f7c0e9d2b44")
 DEFAULT_MOCK_ROWS = 5
+# What the ledger was told when the account was opened; nobody tells it otherwise on the side.
+_KEPT_BY_LEDGER = (
+    "epsilon",
+    "delta",
+    "unlimited_allowed",
+    "unlimited_principals",
+    "unit_noise_multiplier",
+    "unit_sampling_probability",
+)
+Answer = TypeVar("Answer", bound=Message)
 
 
 class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
@@ -39,49 +50,32 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         self._registry = catalogue.registry
         self._ledger = ledger
         self._ledger_stub = ledger_service_pb2_grpc.LedgerServiceStub(ledger.channel)
-        self._registering = asyncio.Lock()
+        self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def RegisterDataset(
         self, request: pb.RegisterDatasetRequest, context: Any
     ) -> AsyncIterator[pb.RegisterDatasetResponse]:
         """Read rows in, open the account, and only then let the dataset be seen."""
-        name = f"datasets/{request.dataset_id}"
-        async with self._registering:
-            if (served := self._served(request)) is not None:
-                yield pb.RegisterDatasetResponse(rows_read=served.row_count, dataset=served)
+        async with self._lock(f"datasets/{request.dataset_id}"):
+            if (served := self._served(request, pb.RegisterDatasetResponse)) is not None:
+                yield served
                 return
-            if self._registry.get(name) is not None:
-                raise MurmuraError(
-                    grpc.StatusCode.ALREADY_EXISTS,
-                    "RESOURCE_EXISTS",
-                    f"{name} exists already, registered otherwise. Choose another name, or delete it first.",
-                    {"resource": name},
-                )
-            rows: pl.DataFrame | None = None
-            reader = sources.read(request.source.file)
-            try:
-                while rows is None:
-                    item = await asyncio.to_thread(next, reader)
-                    if isinstance(item, int):
-                        yield pb.RegisterDatasetResponse(rows_read=item)
-                    else:
-                        rows = item
-                resource = self._resource(request, name, rows)
-            except sources.Unreadable as problem:
-                raise MurmuraError(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    "SOURCE_UNREADABLE",
-                    f"{request.source.file.url}: {problem}. Nothing was registered.",
-                    {"source": request.source.file.url, "line": str(problem.line)},
-                ) from None
-            storage_id = new_storage_id()
-            numbered = with_units(rows, request.privacy_unit_column)
-            resource.unit_count = numbered["__unit"].n_unique()
-            resource.lineage = self._lineage(request, rows)
-            resource.account = await self._open_account(request, resource)
-            await asyncio.to_thread(self._catalogue.vault.store, storage_id, numbered)
-            self._registry.put(resource, storage_id, request.request_id, body_hash(request))
-            yield pb.RegisterDatasetResponse(rows_read=rows.height, dataset=resource)
+            steward = current_principal()
+            registration.check(request, self._catalogue, steward)
+            reading = registration.prepare(request, self._catalogue, steward)
+            prepared: Prepared | None = None
+            while (item := await asyncio.to_thread(next, reading, None)) is not None:
+                if isinstance(item, Prepared):
+                    prepared = item
+                else:
+                    yield pb.RegisterDatasetResponse(rows_read=item)
+            assert prepared is not None  # noqa: S101 - what is read ends with it or raises
+            opened = await self._ledger.call(self._ledger_stub.OpenAccount, registration.opening(prepared.resource))
+            prepared.resource.account = opened.account.name
+            answer = pb.RegisterDatasetResponse(rows_read=prepared.rows.height, dataset=prepared.resource)
+            # One thread does both: a caller who leaves in between cancels neither half.
+            await asyncio.to_thread(self._keep, prepared, _entry(request, answer))
+            yield answer
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
         """Read what is public of a dataset."""
@@ -97,30 +91,28 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
 
     async def UpdatePolicy(self, request: pb.UpdatePolicyRequest, context: Any) -> pb.UpdatePolicyResponse:
         """Change who may use a dataset."""
-        if (served := self._served(request)) is not None:
-            return pb.UpdatePolicyResponse(dataset=served)
-        dataset, storage_id = self._catalogue.visible(request.name, current_principal())
-        terms = (
-            "epsilon",
-            "delta",
-            "unlimited_allowed",
-            "unit_noise_multiplier",
-            "unit_sampling_probability",
-        )
-        for term in terms:
-            if getattr(request.policy, term) != getattr(dataset.policy, term):
-                raise invalid(f"policy.{term}", "is kept by the ledger; propose a cap change there")
-        dataset.policy.CopyFrom(request.policy)
-        self._registry.put(dataset, storage_id, request.request_id, body_hash(request))
-        return pb.UpdatePolicyResponse(dataset=dataset)
+        async with self._lock(request.name):
+            if (served := self._served(request, pb.UpdatePolicyResponse)) is not None:
+                return served
+            dataset, _ = self._catalogue.visible(request.name, current_principal())
+            for term in _KEPT_BY_LEDGER:
+                if not _same(getattr(request.policy, term), getattr(dataset.policy, term)):
+                    raise invalid(f"policy.{term}", "is kept by the ledger and cannot change here")
+            dataset.policy.CopyFrom(request.policy)
+            answer = pb.UpdatePolicyResponse(dataset=dataset)
+            self._registry.update(dataset, _entry(request, answer))
+            return answer
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:
         """Erase the key, then the rows, then forget the name. The ledger keeps the account."""
-        if self._is_repeated(request) is None:
+        async with self._lock(request.name):
+            if (served := self._served(request, pb.DeleteDatasetResponse)) is not None:
+                return served
             _, storage_id = self._catalogue.visible(request.name, current_principal())
             await asyncio.to_thread(self._catalogue.vault.erase, storage_id)
-            self._registry.delete(request.name, request.request_id, body_hash(request))
-        return pb.DeleteDatasetResponse()
+            answer = pb.DeleteDatasetResponse()
+            self._registry.delete(request.name, _entry(request, answer))
+            return answer
 
     async def DescribeFrame(self, request: pb.DescribeFrameRequest, context: Any) -> pb.DescribeFrameResponse:
         """Check a frame and say what is public of it."""
@@ -129,16 +121,21 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             schema=self._catalogue.schema_message(described),
             row_count=len(described.shape.slots),
             unit_count=described.unit_count,
-            mock_rows=self._catalogue.mock_rows(described, request.mock_rows or DEFAULT_MOCK_ROWS),
+            mock_rows=[
+                dataset_pb2.MockRow(values=values)
+                for values in self._catalogue.mock_rows(described, request.mock_rows or DEFAULT_MOCK_ROWS)
+            ],
         )
 
     async def ReadRows(self, request: pb.ReadRowsRequest, context: Any) -> AsyncIterator[pb.ReadRowsResponse]:
         """Stream rows to the one worker whose token names exactly this frame, while its reservation is pending."""
-        claims = current_principal().claims
-        if claims.get("dataset") != request.frame.dataset or claims.get("frame_sha256") != frame_digest(request.frame):
+        worker = current_principal()
+        if worker.claims.get("dataset") != request.frame.dataset or worker.claims.get("frame_sha256") != frame_digest(
+            request.frame
+        ):
             raise _mismatch(request.frame.dataset, "is for other rows")
-        await self._require_pending(str(claims.get("reservation", "")), request.frame.dataset)
-        described = await asyncio.to_thread(self._catalogue.describe, request.frame, current_principal())
+        described = await asyncio.to_thread(self._catalogue.describe, request.frame, worker)
+        await self._require_pending(worker.claims, described.dataset)
         yield pb.ReadRowsResponse(unit_count=described.unit_count)
         chunks = self._catalogue.read(described, request.text_column)
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
@@ -153,88 +150,55 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             {"feature": "QueryStatistic"},
         )
 
-    def _resource(self, request: pb.RegisterDatasetRequest, name: str, rows: pl.DataFrame) -> dataset_pb2.Dataset:
-        schema = sources.schema_of(rows)
-        if request.privacy_unit_column not in schema:
-            raise sources.Unreadable(
-                f"there is no column {request.privacy_unit_column!r}; there are {', '.join(schema)}"
-            )
-        said = {column.name: column for column in request.columns}
-        columns = [
-            dataset_pb2.Column(
-                name=column,
-                type=frames_pb2.ValueType.Value(f"VALUE_TYPE_{kind}"),
-                description=said[column].description if column in said else "",
-                public_values=said[column].public_values if column in said else (),
-            )
-            for column, kind in schema.items()
-        ]
-        resource = dataset_pb2.Dataset(
-            name=name,
-            display_name=request.display_name,
-            schema=dataset_pb2.Schema(columns=columns),
-            privacy_unit_column=request.privacy_unit_column,
-            row_count=rows.height,
-            state=dataset_pb2.DATASET_STATE_READY,
-            policy=request.policy,
-            owner=current_principal().subject,
-        )
-        resource.create_time.GetCurrentTime()
-        return resource
-
-    def _lineage(self, request: pb.RegisterDatasetRequest, rows: pl.DataFrame) -> str:
-        if request.derived_from:
-            parent, _ = self._catalogue.visible(request.derived_from, current_principal())
-            return parent.lineage
-        return self._catalogue.vault.lineage(rows)
-
-    async def _open_account(self, request: pb.RegisterDatasetRequest, resource: dataset_pb2.Dataset) -> str:
-        """Open the lineage's account. The request id follows from the terms, so that a retry is the same request."""
-        policy = request.policy
-        opening = ledger_service_pb2.OpenAccountRequest(
-            lineage=resource.lineage,
-            epsilon=policy.epsilon,
-            delta=policy.delta,
-            unlimited_allowed=policy.unlimited_allowed,
-            unlimited_principals=policy.unlimited_principals,
-            on_behalf_of=resource.owner,
-        )
-        if policy.unit_noise_multiplier:
-            opening.unit.CopyFrom(
-                ledger_pb2.UnitMechanism(
-                    noise_multiplier=policy.unit_noise_multiplier,
-                    sampling_probability=policy.unit_sampling_probability,
-                )
-            )
-        opening.request_id = str(uuid.uuid5(_NAMESPACE, opening.SerializeToString(deterministic=True).hex()))
-        answer = await self._ledger.call(self._ledger_stub.OpenAccount, opening)
-        return str(answer.account.name)
-
-    async def _require_pending(self, reservation: str, dataset: str) -> None:
-        """Let no row go without a reservation that is still open: a finished job's token reads nothing."""
-        if not reservation:
-            raise _mismatch(dataset, "names no reservation")
-        request = ledger_service_pb2.GetReservationRequest(name=reservation)
+    async def _require_pending(self, claims: dict[str, Any], dataset: dataset_pb2.Dataset) -> None:
+        """Let no row go without an open reservation on its own account: a finished job's token reads nothing."""
+        name = str(claims.get("reservation", ""))
+        if not name.startswith(f"{dataset.account}/reservations/"):
+            raise _mismatch(dataset.name, "names no reservation on the account of these rows")
+        request = ledger_service_pb2.GetReservationRequest(name=name)
         answer = await self._ledger.call(self._ledger_stub.GetReservation, request)
+        if answer.reservation.job != claims.get("job"):
+            raise _mismatch(dataset.name, "names the reservation of another job")
         if answer.reservation.state != ledger_pb2.RESERVATION_STATE_PENDING:
-            raise _mismatch(dataset, "belongs to a job that has ended")
+            raise _mismatch(dataset.name, "belongs to a job that has ended")
 
-    def _is_repeated(self, request: Any) -> str | None:
-        """Return the dataset's name if this request was served before.
+    def _keep(self, prepared: Prepared, entry: tuple[str, str, bytes]) -> None:
+        self._catalogue.vault.store(prepared.storage_id, prepared.rows)
+        try:
+            self._registry.add(prepared.resource, prepared.storage_id, prepared.units, prepared.fingerprint, entry)
+        except BaseException as failure:
+            self._catalogue.vault.erase(prepared.storage_id)
+            if isinstance(failure, sqlite3.IntegrityError):
+                # The same id came for another dataset at the same moment, and that one was first.
+                raise reused(entry[0]) from None
+            if isinstance(failure, OtherLineage):
+                raise registration.two_accounts() from None
+            raise
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """Return what lets one write to a dataset happen at a time."""
+        return self._writing.setdefault(name, asyncio.Lock())
+
+    def _served(self, request: Any, kind: type[Answer]) -> Answer | None:
+        """Return the first answer to this request if it was served before.
 
         Raises:
             MurmuraError: if its id was used for something else.
         """
-        known = self._registry.request(request.request_id)
+        known = self._registry.answer(request.request_id.lower())
         if known is None:
             return None
         if known[0] != body_hash(request):
             raise reused(request.request_id)
-        return known[1]
+        return kind.FromString(known[1])
 
-    def _served(self, request: Any) -> dataset_pb2.Dataset | None:
-        name = self._is_repeated(request)
-        return self._catalogue.visible(name, current_principal())[0] if name else None
+
+def _entry(request: Any, answer: Message) -> tuple[str, str, bytes]:
+    return request.request_id.lower(), body_hash(request), answer.SerializeToString()
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other if isinstance(one, bool | float) else sorted(one) == sorted(other))
 
 
 def _mismatch(dataset: str, why: str) -> MurmuraError:

@@ -1,12 +1,14 @@
 """Frames on real rows: Python's string semantics, silent failures, slots that never move."""
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.dataset import execution
 from services.dataset import expressions as ex
-from services.dataset.execution import UNIT, compile_expression, run
+from services.dataset.catalogue import units_within
 
 TEXT = ex.Column("text")
 # Not the four separators that Rust and Python disagree about when changing case of them does not arise.
@@ -22,8 +24,7 @@ def call(function, *arguments):
 
 def evaluate(expression, text):
     assert ex.check(expression, {"text": ex.STRING})
-    frame = pl.DataFrame({"text": [text]}, schema={"text": pl.String})
-    return frame.select(compile_expression(expression).alias("out"))["out"][0]
+    return execution.evaluate(expression, {"text": pl.Series([text], dtype=pl.String)}, 1)[0]
 
 
 def python(function, text):
@@ -70,8 +71,18 @@ def test_the_rest_is_pythons(text, one, other):
 
 
 def rows(*contents):
-    values = {"text": list(contents), UNIT: [index // 2 for index in range(len(contents))]}
-    return pl.DataFrame(values, schema={"text": pl.String, UNIT: pl.Int64})
+    """Two slots a unit."""
+    return pl.DataFrame({"text": list(contents)}, schema={"text": pl.String})
+
+
+def run(table, operations, text_column):
+    """Check, cut and run a frame, as the catalogue does."""
+    shape = ex.Shape({"text": ex.STRING}, range(table.height))
+    for operation in operations:
+        shape = ex.after(shape, operation)
+    units, _ = units_within(np.arange(table.height) // 2, shape.slots)
+    cut = table.slice(shape.slots.start, len(shape.slots))
+    return pl.concat(list(execution.run(cut, units, operations, text_column)))
 
 
 def test_a_failing_row_disappears_and_its_neighbours_stay_where_they_are():

@@ -1,0 +1,203 @@
+"""From what a source holds to columns of fixed types, and the checks that every source's rows go through.
+
+A column's type is public, so it is fixed once, at registration: what the steward promised, or else what all values
+agree on. A value that does not fit stops the registration, named by line and column.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+
+from services.dataset import expressions as ex
+
+MOST_COLUMNS = 1_000
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_POLARS: dict[str, Any] = {
+    ex.STRING: pl.String,
+    ex.INTEGER: pl.Int64,
+    ex.FLOAT: pl.Float64,
+    ex.BOOLEAN: pl.Boolean,
+    ex.TIMESTAMP: pl.Datetime("us"),
+}
+
+
+class Unreadable(ValueError):
+    """The source cannot be read.
+
+    Args:
+        message: why; names a line and a column, never content.
+        line: the line, from 1; 0 where there is none.
+    """
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def from_values(found: Mapping[str, list[Any]], lines: Sequence[int], declared: Mapping[str, str]) -> pl.DataFrame:
+    """Return columns of the values that JSON knows: text, numbers, true and false, null."""
+    columns = []
+    for name, values in found.items():
+        kinds = {_kind_of(value) for value in values} - {None}
+        kind = declared.get(name) or (ex.FLOAT if kinds == {ex.INTEGER, ex.FLOAT} else _kind_of(_first(values)))
+        columns.append(_column(name, kind or ex.STRING, values, lines, _fit))
+    return pl.DataFrame(columns)
+
+
+def from_texts(found: Mapping[str, list[str]], lines: Sequence[int], declared: Mapping[str, str]) -> pl.DataFrame:
+    """Return columns of texts that may stand for numbers; an empty text is no value."""
+    columns = []
+    for name, texts in found.items():
+        kind = declared.get(name) or next(
+            kind
+            for kind in (ex.INTEGER, ex.FLOAT, ex.BOOLEAN, ex.STRING)
+            if kind == ex.STRING or (any(texts) and all(_parse(kind, text) is not None for text in texts if text))
+        )
+        columns.append(_column(name, kind, [text or None for text in texts], lines, _parse))
+    return pl.DataFrame(columns)
+
+
+def from_table(table: pl.DataFrame, lines: Sequence[int], declared: Mapping[str, str]) -> pl.DataFrame:
+    """Return columns that have a type already in the types that this service keeps."""
+    columns = []
+    for series in table.get_columns():
+        kind = type_of(series)
+        if declared.get(series.name, kind) != kind:
+            raise Unreadable(f"column {series.name!r} holds {kind}, and {declared[series.name]} was promised")
+        fitted = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if _has_zone(series) else series
+        fitted = fitted.cast(_POLARS[kind], strict=False)
+        lost = (fitted.is_null() & series.is_not_null()).arg_true()
+        if lost.len():
+            raise _broken(series.name, lines[lost[0]], "out of range")
+        columns.append(fitted)
+    return pl.DataFrame(columns)
+
+
+def type_of(series: pl.Series) -> str:
+    """Return the type of a column as the contracts know it.
+
+    Raises:
+        Unreadable: if it is not supported; names the column.
+    """
+    kind = series.dtype
+    if kind.is_integer():
+        return ex.INTEGER
+    if kind.is_float():
+        return ex.FLOAT
+    if kind == pl.Boolean:
+        return ex.BOOLEAN
+    if kind in (pl.Datetime, pl.Date):
+        return ex.TIMESTAMP
+    if kind in (pl.String, pl.Categorical, pl.Enum, pl.Null):
+        return ex.STRING
+    raise Unreadable(f"column {series.name!r} has a type that is not supported; make it text, a number or a timestamp")
+
+
+def check(rows: pl.DataFrame, lines: Sequence[int], unit_column: str, declared: Mapping[str, str]) -> None:
+    """Check what every dataset must hold.
+
+    Raises:
+        Unreadable: if it does not; does not list columns, since the first row of a file without a header is data.
+    """
+    if not rows.height:
+        raise Unreadable("the file holds no row")
+    if rows.width > MOST_COLUMNS or not all(0 < len(name) <= ex.MOST_NAME for name in rows.columns):
+        raise Unreadable(f"it must have at most {MOST_COLUMNS} columns with names of 1 to {ex.MOST_NAME} characters")
+    for name in (unit_column, *declared):
+        if name not in rows.columns:
+            raise Unreadable(f"there is no column {name!r}; is the header there, and is the name spelt so?")
+    for series in rows.get_columns():
+        if series.dtype == pl.String:
+            long = (series.str.len_bytes() > ex.MOST_TEXT_BYTES).arg_true()
+            if long.len():
+                raise _broken(series.name, lines[long[0]], f"longer than {ex.MOST_TEXT_BYTES} bytes")
+    units = rows.get_column(unit_column)
+    missing = (units.is_null() | (units.cast(pl.String) == "")).arg_true()
+    if missing.len():
+        raise _broken(unit_column, lines[missing[0]], "empty, and every row needs its privacy unit")
+
+
+def moment(text: str) -> datetime:
+    """Read an instant in ISO 8601; without a zone it is UTC. Returns it without a zone, in UTC.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    found = datetime.fromisoformat(text)
+    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+
+
+def _column(
+    name: str, kind: str, values: Sequence[Any], lines: Sequence[int], fit: Callable[[str, Any], Any]
+) -> pl.Series:
+    fitted = []
+    for line, value in zip(lines, values, strict=True):
+        fits = None if value is None else fit(kind, value)
+        if fits is None and value is not None:
+            raise _broken(name, line, f"not a {kind} that this service keeps, as the rest of the column is")
+        fitted.append(fits)
+    return pl.Series(name, fitted, dtype=_POLARS[kind])
+
+
+def _fit(kind: str, value: Any) -> Any:
+    """Return a JSON value as one of a kind, or None where it is none."""
+    if kind == ex.FLOAT and _kind_of(value) == ex.INTEGER:
+        return float(value) if abs(value) < 1 << 53 else None
+    if kind == ex.TIMESTAMP and isinstance(value, str):
+        return _parse(kind, value)
+    if _kind_of(value) != kind:
+        return None
+    if kind == ex.INTEGER and not -(1 << 63) <= value < 1 << 63:
+        return None
+    return _text(value) if kind == ex.STRING else value
+
+
+def _parse(kind: str, text: str) -> Any:
+    """Return what a text stands for, or None where it is not of the kind."""
+    if kind == ex.INTEGER and _INTEGER.fullmatch(text) and len(text) < 20:
+        number = int(text)
+        return number if -(1 << 63) <= number < 1 << 63 else None
+    if kind == ex.FLOAT and _FLOAT.fullmatch(text):
+        return float(text)
+    if kind == ex.BOOLEAN:
+        return {"true": True, "false": False}.get(text.lower())
+    if kind == ex.TIMESTAMP:
+        try:
+            return moment(text)
+        except (ValueError, OverflowError):
+            return None
+    return _text(text) if kind == ex.STRING else None
+
+
+def _text(value: str) -> str | None:
+    """Return a text that UTF-8 can hold: JSON's escapes can write half a character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return value
+
+
+def _kind_of(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return ex.BOOLEAN
+    kinds = {int: ex.INTEGER, float: ex.FLOAT, str: ex.STRING}
+    return kinds.get(type(value))
+
+
+def _first(values: Sequence[Any]) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _has_zone(series: pl.Series) -> bool:
+    return isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone is not None
+
+
+def _broken(column: str, line: int, why: str) -> Unreadable:
+    return Unreadable(f"line {line}, column {column!r}: {why}", line)

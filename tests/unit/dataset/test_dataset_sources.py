@@ -1,0 +1,151 @@
+"""Sources: the same rows whatever the format, and what is broken named by line and column, never by content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from murmura.api.dataset.v1 import dataset_pb2
+from services.dataset import expressions as ex
+from services.dataset import sources
+from services.dataset.columns import Unreadable, type_of
+
+SECRET = "Zanzibar"
+ROWS = [
+    {"patient": f"p{number // 2}", "age": 30 + number, "weight": 60.5 + number, "text": f"note, “{number}”\nmore"}
+    for number in range(5)
+]
+
+
+def table(path: Path, declared: dict[str, str] | None = None, unit: str = "patient") -> pl.DataFrame:
+    *counts, rows = sources.read(dataset_pb2.FileSource(url=str(path)), unit, declared or {})
+    assert isinstance(rows, pl.DataFrame)
+    assert all(isinstance(count, int) for count in counts)
+    return rows
+
+
+def problem(path: Path, declared: dict[str, str] | None = None, unit: str = "patient") -> Unreadable:
+    with pytest.raises(Unreadable) as caught:
+        table(path, declared, unit)
+    assert SECRET not in str(caught.value)
+    # Nothing that quotes the source hangs on it either.
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return caught.value
+
+
+def write(directory: Path, ending: str) -> Path:
+    path = directory / f"rows.{ending}"
+    if ending == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    elif ending == "csv":
+        pl.DataFrame(ROWS).write_csv(path)
+    else:
+        pl.DataFrame(ROWS).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_every_format_gives_the_same_rows_and_types(tmp_path: Path, ending: str) -> None:
+    rows = table(write(tmp_path, ending))
+    assert rows.to_dicts() == ROWS
+    assert [type_of(series) for series in rows.get_columns()] == [ex.STRING, ex.INTEGER, ex.FLOAT, ex.STRING]
+
+
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    source = dataset_pb2.FileSource(url=write(tmp_path, "csv").as_uri())
+    assert list(sources.read(source, "patient", {}))[-1].height == 5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_progress_is_told(tmp_path: Path, ending: str) -> None:
+    frame = pl.DataFrame({"patient": ["p"] * 2500, "text": ["t"] * 2500})
+    path = tmp_path / f"rows.{ending}"
+    {"jsonl": frame.write_ndjson, "csv": frame.write_csv, "parquet": frame.write_parquet}[ending](path)
+    counts = [item for item in sources.read(dataset_pb2.FileSource(url=str(path)), "patient", {}) if item is not frame]
+    assert counts[:2] == [1000, 2000]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "column"),
+    [
+        ("a.jsonl", b'{"patient": "p"}\n{"patient": "p", "text": Zanzibar}\n', 2, "character 26"),
+        ("b.jsonl", b'{"patient": "p"}\n\n["Zanzibar"]\n', 3, ""),
+        ("c.jsonl", b'{"patient": "p", "text": "Zanzibar \xff"}\n', 1, ""),
+        ("d.jsonl", b'{"patient": "p", "n": 1}\n{"patient": "p", "n": "Zanzibar"}\n', 2, "column 'n'"),
+        ("e.jsonl", b'{"patient": "p", "t": "Zanzibar\\ud800"}\n', 1, "column 't'"),
+        ("f.jsonl", b'{"patient": "p", "n": ' + b"9" * 40 + b"}\n", 1, "column 'n'"),
+        ("g.jsonl", b'{"patient": "p", "n": NaN}\n', 1, ""),
+        ("h.jsonl", b'{"patient": "p"}\n' + b"[" * 100_000, 2, ""),
+        ("i.jsonl", b'{"patient": "p"}\n{"text": "Zanzibar"}\n', 2, "column 'patient'"),
+        ("j.jsonl", b'{"patient": "p", "n": ' + b"9" * 5000 + b"}\n", 1, ""),
+        ("k.jsonl", b'{"patient": "p", "text": "Zanzibar' + b"x" * (1 << 20) + b'"}\n', 1, "column 'text'"),
+        ("l.csv", b"patient,text\np,x\np,Zanzibar,more\n", 3, ""),
+        ("m.csv", b'patient,text\np,"Zanzibar\n', 2, ""),
+        ("n.csv", b"patient,text\np,Zanzibar\xff\n", 2, ""),
+        ("o.csv", b'patient,text\np,"two\nlines"\n,Zanzibar\n', 4, "column 'patient'"),
+        ("p.csv", b"patient,patient\nZanzibar,x\n", 1, ""),
+        ("q.csv", b'patient,text\np,"Zanzibar"x\n', 2, ""),
+    ],
+)
+def test_a_broken_row_is_named_by_line_and_column_only(
+    tmp_path: Path, name: str, content: bytes, line: int, column: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    found = problem(path)
+    assert found.line == line
+    assert f"line {line}" in str(found)
+    assert column in str(found)
+
+
+def test_a_parquet_row_is_named_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pl.DataFrame(
+        {"patient": ["p", "q"], "n": [1, 2**64 - 1]}, schema={"patient": pl.String, "n": pl.UInt64}
+    ).write_parquet(path)
+    found = problem(path)
+    assert (found.line, "column 'n'" in str(found)) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"Zanzibar", b"PAR1 Zanzibar PAR1"])
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(content)
+    problem(path)
+
+
+def test_a_file_without_a_header_does_not_show_its_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{SECRET},45\nother,46\n")
+    assert "there is no column 'patient'" in str(problem(path))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_promised_type_is_kept(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path, ending)
+    assert type_of(table(path, {"age": ex.INTEGER}).get_column("age")) == ex.INTEGER
+    assert "text" in str(problem(path, {"text": ex.FLOAT}))
+    assert "nobody" in str(problem(path, {"nobody": ex.STRING}))
+
+
+def test_texts_that_are_no_plain_numbers_stay_texts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("patient,zip,big,word,flag\n007,01234,99999999999999999999999,nan,true\n008,1,1,2,FALSE\n")
+    rows = table(path)
+    kinds = {series.name: type_of(series) for series in rows.get_columns()}
+    assert kinds == {"patient": "STRING", "zip": "STRING", "big": "FLOAT", "word": "STRING", "flag": "BOOLEAN"}
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/rows.csv", "http://127.0.0.1/rows.csv", "simplecache::file:///x.csv"])
+def test_nothing_is_fetched_from_elsewhere(url: str) -> None:
+    with pytest.raises(Unreadable, match="this release"):
+        list(sources.read(dataset_pb2.FileSource(url=url), "patient", {}))
+
+
+@pytest.mark.parametrize("url", ["/nowhere/rows.csv", "/nowhere/rows.xlsx", "/"])
+def test_a_file_that_is_not_there_is_refused(url: str) -> None:
+    with pytest.raises(Unreadable):
+        list(sources.read(dataset_pb2.FileSource(url=url), "patient", {}))
