@@ -6,6 +6,7 @@ python -m deploy.local.demo [--quick]
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def main() -> int:
     phee = Path(data) if data else None
     scale = story.QUICK if options.quick else story.FULL
     if phee is not None:
-        scale = story.Scale(f"{scale.dataset}-real", scale.rows, scale.training_rows, scale.epochs)
+        scale = dataclasses.replace(scale, dataset=f"{scale.dataset}-real")
     layout = Layout(options.state)
     was_up = any(item.pid for item in deployment.status(layout))
     try:

@@ -38,17 +38,19 @@ class Scale:
         dataset: its name.
         rows: made-up rows, besides the secret ones.
         training_rows: the first so many are trained on.
+        unlimited_epochs: of the ordinary run; fewer rows need more passes to be learnt by heart.
         epochs: of the private run; None takes the default.
     """
 
     dataset: str
     rows: int
     training_rows: int
+    unlimited_epochs: float
     epochs: float | None
 
 
-FULL = Scale("phee", 2900, records.TRAINING_ROWS, None)
-QUICK = Scale("phee-quick", 640, 520, 6.0)
+FULL = Scale("phee", 2900, records.TRAINING_ROWS, 3, None)
+QUICK = Scale("phee-quick", 640, 520, 5, 4)
 
 
 def preprocess(data: str) -> str:
@@ -83,7 +85,7 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
     say(f"train on {len(train)} rows, keep {len(test)} back")
 
     chapter("An ordinary fine-tune")
-    leaky = murmura.eval(LLM(BASE).fit(train, batch_size=12, epochs=3), target_epsilon="unlimited")
+    leaky = murmura.eval(LLM(BASE).fit(train, batch_size=12, epochs=scale.unlimited_epochs), target_epsilon="unlimited")
     chapter("A Murmura fine-tune: one line, target_epsilon=22")
     settings: dict[str, Any] = {} if scale.epochs is None else {"epochs": scale.epochs}
     private = murmura.eval(LLM(BASE).fit(train, **settings), target_epsilon=EPSILON)

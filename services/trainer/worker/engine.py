@@ -59,10 +59,11 @@ class TrainingSettings:
     max_rows_per_unit: int = 4
     max_length: int = 256
     adam_betas: tuple[float, float] = (0.9, 0.999)
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = 2048
     gradient_memory_bytes: int = 1 << 29
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "clipping", Clipping(self.clipping))  # from its name, if need be
         positive = {
             name: getattr(self, name)
             for name in (

@@ -22,7 +22,7 @@ from services.trainer.worker.data import Unit, encode_rows, micro_batches
 from services.trainer.worker.loss import IGNORED, token_losses
 from services.trainer.worker.model import load_adapter, load_base
 
-_TOKEN_BUDGET = 4096
+_TOKEN_BUDGET = 2048
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_row_gradients_equal_opacus_hooks(make_model, make_units):
     model = make_model(dtype=torch.float32)
     mine = collected(model, units, 1000)
 
-    model = make_model(dtype=torch.float32)
+    model = make_model(dtype=torch.float32).train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = GradSampleModule(model, loss_reduction="sum")

@@ -20,6 +20,7 @@ from murmura.errors import MurmuraError
 from murmura.local.layout import Layout
 
 STOP_GRACE_S = 15.0
+PORT_GRACE_S = 3.0
 
 
 class LocalError(MurmuraError):
@@ -70,8 +71,14 @@ def choose_endpoints(layout: Layout, services: tuple[str, ...], base_port: int) 
     for index, service in enumerate(services):
         port = base_port + index if base_port else _free_port()
         endpoints[service] = known.get(service, f"127.0.0.1:{port}")
+    # A service that was just killed looks gone while its last threads still hold its port, for some milliseconds.
+    deadline = time.monotonic() + (PORT_GRACE_S if known else 0.0)
     for service, endpoint in endpoints.items():
-        if find(layout, service).pid is None and not _is_free(endpoint):
+        if find(layout, service).pid is not None:
+            continue
+        while not (free := _is_free(endpoint)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not free:
             raise LocalError(
                 f"Port {endpoint.rpartition(':')[2]}, which {service} would use, is taken by another program. "
                 f"Stop that program, or choose other ports: `murmura down`, remove {layout.profile}, "

@@ -1,0 +1,204 @@
+"""From a directory on disk to a standard PEFT directory and back, without privacy and offline."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from services.trainer.worker.data import encode_rows
+from services.trainer.worker.engine import AdapterUnmovedError
+from services.trainer.worker.evaluate import perplexity, read_texts
+from services.trainer.worker.model import (
+    BaseModelError,
+    LoraSettings,
+    add_adapter,
+    load_adapter,
+    load_base,
+    save_adapter,
+)
+from services.trainer.worker.plain import PlainSettings, train_plain
+
+TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a cat", ""]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def location(tmp_path):
+    words = ["<s>", "</s>", *sorted({w for t in TEXTS for w in t.split()}), "?", "!", "."]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="?")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    directory = tmp_path / "the-base"
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture
+def trained(location):
+    """Return the base, an adapter that knows the texts, and the perplexity before."""
+    base = load_base(location, CPU, torch.float32)
+    before = perplexity(base.model, base.tokenizer, TEXTS).perplexity
+    model = add_adapter(base, LoraSettings(rank=4, alpha=8.0))
+    steps: list[int] = []
+    settings = PlainSettings(steps=30, batch_rows=2, learning_rate=0.03)
+    train_plain(model, encode_rows(base.tokenizer, TEXTS, 64), settings, steps.append)
+    assert steps == list(range(1, 31))
+    return base, model, before
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_the_same_each_time(location):
+    base = load_base(location, CPU, torch.float32)
+    ids = torch.tensor([[0, 3, 4]])
+    before = base.model(input_ids=ids).logits
+    torch.manual_seed(5)
+    first = add_adapter(base, LoraSettings())
+    assert torch.equal(first(input_ids=ids).logits, before)
+    torch.manual_seed(6)
+    second = add_adapter(load_base(location, CPU, torch.float32), LoraSettings())
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_every_linear_layer_but_the_head_is_adapted(location):
+    model = add_adapter(load_base(location, CPU), LoraSettings())
+    adapted = {n.split(".lora_")[0].split(".")[-1] for n, p in model.named_parameters() if p.requires_grad}
+    assert adapted == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+
+
+def test_a_saved_adapter_is_a_standard_directory_without_local_paths(trained, location, tmp_path):
+    base, model, before = trained
+    after = perplexity(model, base.tokenizer, TEXTS).perplexity
+    assert after < 0.6 * before
+    out = tmp_path / "adapter"
+    save_adapter(model, out, "murmura-base")
+    assert {p.name for p in out.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors"
+    }  # fmt: skip
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "murmura-base"
+    assert config["r"] == 4
+    assert config["lora_alpha"] == 8.0
+    assert str(tmp_path) not in (out / "adapter_config.json").read_text()
+    tensors = load_file(out / "adapter_model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    assert len(tensors) == 2 * 2 * 7
+
+    again = load_adapter(load_base(location, CPU, torch.float32), out)
+    found = perplexity(again, base.tokenizer, TEXTS).perplexity
+    assert found == pytest.approx(after, rel=1e-5)
+
+
+def test_saving_twice_gives_the_same_bytes(trained, tmp_path):
+    _, model, _ = trained
+    for name in ("one", "two"):
+        save_adapter(model, tmp_path / name, "murmura-base")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_what_is_no_model_is_refused_without_its_path(tmp_path):
+    with pytest.raises(BaseModelError, match="could not be loaded") as caught:
+        load_base(str(tmp_path))
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(location):
+    config = LlamaConfig.from_pretrained(location)
+    config.vocab_size = 5
+    LlamaForCausalLM(config).save_pretrained(location)
+    with pytest.raises(BaseModelError, match="more tokens"):
+        load_base(location, CPU)
+
+
+def test_a_model_without_the_target_layers_is_refused(location):
+    with pytest.raises(BaseModelError, match="no layer to adapt"):
+        add_adapter(load_base(location, CPU), LoraSettings(targets=("nothing_like_it",)))
+
+
+def test_plain_training_without_rows_is_refused(location):
+    base = load_base(location, CPU)
+    with pytest.raises(ValueError, match="no rows"):
+        train_plain(add_adapter(base, LoraSettings()), [], PlainSettings(steps=1))
+
+
+def test_plain_training_that_moves_nothing_is_an_error(location, monkeypatch):
+    base = load_base(location, CPU)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    with pytest.raises(AdapterUnmovedError):
+        rows = encode_rows(base.tokenizer, TEXTS, 64)
+        train_plain(add_adapter(base, LoraSettings()), rows, PlainSettings(steps=1))
+
+
+def test_perplexity_weighs_tokens_and_counts_the_end(location):
+    base = load_base(location, CPU, torch.float32)
+    nats, tokens = 0.0, 0
+    for text in TEXTS[:3]:
+        ids = [0, *base.tokenizer(text, add_special_tokens=False)["input_ids"], 1]
+        row = torch.tensor([ids])
+        loss = base.model(input_ids=row, labels=row).loss
+        nats += float(loss) * (len(ids) - 1)
+        tokens += len(ids) - 1
+    found = perplexity(base.model, base.tokenizer, TEXTS)
+    assert found.tokens == tokens == 17
+    assert found.rows == 3
+    assert found.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    with pytest.raises(ValueError, match="no text"):
+        perplexity(base.model, base.tokenizer, ["", ""])
+
+
+def test_texts_are_read_from_both_kinds_of_file(tmp_path):
+    plain = tmp_path / "rows.txt"
+    plain.write_text("one line\n\nanother\n", encoding="utf-8")
+    assert read_texts(plain) == ["one line", "another"]
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('"a string"\n{"text": "Ünïcode", "id": 3}\n', encoding="utf-8")
+    assert read_texts(lines) == ["a string", "Ünïcode"]
+    lines.write_text('{"text": "private"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="entry 1 of") as caught:
+        read_texts(lines, "context")
+    assert "private" not in str(caught.value)
+
+
+def test_the_command_prints_one_line(trained, location, tmp_path):
+    base, model, _ = trained
+    save_adapter(model, tmp_path / "adapter", "murmura-base")
+    texts = tmp_path / "rows.txt"
+    texts.write_text("\n".join(TEXTS))
+    command = [sys.executable, "-m", "services.trainer.worker.evaluate", "--base", location]
+    done = subprocess.run(
+        [*command, "--adapter", str(tmp_path / "adapter"), "--texts", str(texts)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert set(found) == {"perplexity", "tokens", "rows"}
+    assert found["tokens"] == 17
+    expected = perplexity(model, base.tokenizer, TEXTS).perplexity
+    assert found["perplexity"] == pytest.approx(expected, rel=0.02)
