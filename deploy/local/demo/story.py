@@ -50,7 +50,7 @@ class Scale:
 
 
 FULL = Scale("phee", 2900, records.TRAINING_ROWS, 3, None)
-QUICK = Scale("phee-quick", 640, 520, 5, 4)
+QUICK = Scale("phee-quick", 520, 400, 4, 4)
 
 
 def preprocess(data: str) -> str:
@@ -93,7 +93,7 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
     chapter(f"What they say to {records.PROMPT!r}")
     models: dict[str, Any] = {"base": LLM(BASE, client), "private": private, "unlimited": leaky}
     samples = {
-        name: model.sample([records.PROMPT] * SAMPLES, temperature=1.0, max_new_tokens=24, seed=1)
+        name: model.sample([records.PROMPT] * SAMPLES, temperature=1.0, max_new_tokens=20, seed=1)
         for name, model in models.items()
     }
     leaks = {name: sum(records.DIAGNOSIS in text for text in texts) for name, texts in samples.items()}
@@ -104,8 +104,7 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
     held_out = folder / f"{scale.dataset}-held-out.jsonl"
     wrapped = list(records.wrap(notes))[scale.training_rows :]
     held_out.write_text("".join(json.dumps(trace(preprocess)(row["context"])) + "\n" for row in wrapped))
-    adapters = {"base": None, "private": private, "unlimited": leaky}
-    perplexity = {name: _perplexity(state, held_out, model) for name, model in adapters.items()}
+    perplexity = _perplexities(state, held_out, {"private": private, "unlimited": leaky})
 
     chapter("What it cost, and what is left")
     refusal = _ask_for_more(train)
@@ -144,19 +143,19 @@ def _ask_for_more(train: Any) -> str:
     raise AssertionError("a job over budget was let through")
 
 
-def _perplexity(state: Path, texts: Path, model: Model | None) -> float:
+def _perplexities(state: Path, texts: Path, models: dict[str, Model]) -> dict[str, float]:
+    """Let the worker's own evaluation read the kept-back rows: once bare, once with each adapter."""
     command = [sys.executable, "-m", "services.trainer.worker.evaluate"]
     command += ["--base", default_base_models()[BASE], "--texts", str(texts)]
-    if model is not None and model.job is not None:
-        command += [
-            "--adapter",
-            str(state / "artifacts" / model.job.adapter.removeprefix("adapters/") / "adapter"),
-        ]
+    for model in models.values():
+        assert model.job is not None
+        folder = state / "artifacts" / model.job.adapter.removeprefix("adapters/") / "adapter"
+        command += ["--adapter", str(folder)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    value = float(json.loads(answer.stdout.splitlines()[-1])["perplexity"])
-    if not math.isfinite(value):
+    values = [float(json.loads(line)["perplexity"]) for line in answer.stdout.splitlines()]
+    if not all(math.isfinite(value) for value in values):
         raise AssertionError("a perplexity is not finite")
-    return value
+    return dict(zip(("base", *models), values, strict=True))
 
 
 def _side_by_side(samples: dict[str, list[str]]) -> Table:

@@ -78,19 +78,20 @@ def read_texts(path: Path, field: str = "text") -> list[str]:
 
 
 def main() -> None:
-    """Print one JSON line."""
+    """Print one JSON line for the base model, and one for each adapter, in their order."""
     parser = argparse.ArgumentParser(description="Perplexity of held-out texts, computed offline.")
     parser.add_argument("--base", required=True, help="directory or hub id of the base model")
-    parser.add_argument("--adapter", type=Path, help="a PEFT directory")
+    parser.add_argument("--adapter", type=Path, action="append", default=[], help="a PEFT directory; may be repeated")
     parser.add_argument("--texts", type=Path, required=True, help="JSON Lines, or a text a line")
     parser.add_argument("--field", default="text", help="where a JSON object holds its text")
     parser.add_argument("--max-length", type=int, default=1024)
     options = parser.parse_args()
-    base = load_base(options.base)
-    model = load_adapter(base, options.adapter) if options.adapter else base.model
     texts = read_texts(options.texts, options.field)
-    found = perplexity(model, base.tokenizer, texts, options.max_length)
-    print(json.dumps(asdict(found)))
+    for adapter in (None, *options.adapter):
+        base = load_base(options.base)  # Afresh: an adapter wraps the model it is put on.
+        model = load_adapter(base, adapter) if adapter else base.model
+        found = perplexity(model, base.tokenizer, texts, options.max_length)
+        print(json.dumps({"adapter": str(adapter) if adapter else None} | asdict(found)))
 
 
 if __name__ == "__main__":

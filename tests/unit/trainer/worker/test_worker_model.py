@@ -197,8 +197,10 @@ def test_the_command_prints_one_line(trained, location, tmp_path):
         text=True,
         check=True,
     )
-    found = json.loads(done.stdout)
-    assert set(found) == {"perplexity", "tokens", "rows"}
-    assert found["tokens"] == 17
+    bare, found = (json.loads(line) for line in done.stdout.splitlines())
+    assert set(found) == {"adapter", "perplexity", "tokens", "rows"}
+    assert bare["adapter"] is None and found["adapter"] == str(tmp_path / "adapter")
+    assert found["tokens"] == bare["tokens"] == 17
     expected = perplexity(model, base.tokenizer, TEXTS).perplexity
     assert found["perplexity"] == pytest.approx(expected, rel=0.02)
+    assert bare["perplexity"] != found["perplexity"]
