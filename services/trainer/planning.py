@@ -28,7 +28,7 @@ class Defaults:
         epochs: passes over units (private) or rows (unlimited).
         batch_fraction: units expected in a step, as a fraction of all (private).
         batch_size: rows of a step (unlimited).
-        learning_rate: constant.
+        learning_rate: constant (private), or the highest of a schedule (unlimited).
     """
 
     epochs: float
@@ -38,7 +38,7 @@ class Defaults:
 
 
 PRIVATE = Defaults(epochs=10.0, batch_fraction=0.13, batch_size=0, learning_rate=3e-3)
-UNLIMITED = Defaults(epochs=3.0, batch_fraction=0.0, batch_size=12, learning_rate=3e-3)
+UNLIMITED = Defaults(epochs=3.0, batch_fraction=0.0, batch_size=12, learning_rate=6e-3)
 LORA_RANK = 16
 MAX_LENGTH = 256
 MAX_ROWS_PER_UNIT = 4

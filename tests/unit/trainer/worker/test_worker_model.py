@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from services.trainer.worker.model import (
     load_base,
     save_adapter,
 )
+from services.trainer.worker import plain
 from services.trainer.worker.plain import PlainSettings, train_plain
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a cat", ""]
@@ -153,6 +155,30 @@ def test_plain_training_that_moves_nothing_is_an_error(location, monkeypatch):
     with pytest.raises(AdapterUnmovedError):
         rows = encode_rows(base.tokenizer, TEXTS, 64)
         train_plain(add_adapter(base, LoraSettings()), rows, PlainSettings(steps=1))
+
+
+@pytest.mark.parametrize("count", [1, 12, 13, 1300])
+def test_plain_batches_hold_every_row_once_per_pass(count):
+    lengths = np.random.default_rng(3).permutation(count) + 2
+    rows = [np.full(length, length, dtype=np.int64) for length in lengths]
+    batches = plain._shuffled_batches(rows, PlainSettings(steps=1, batch_rows=12))
+    passes = []
+    for _ in range(2):
+        drawn = [next(batches) for _ in range(math.ceil(count / 12))]
+        passes.append([len(row) for batch in drawn for row in batch])
+        assert sorted(passes[-1]) == sorted(lengths)
+        assert all(len(batch) <= 12 for batch in drawn)
+    if count == 1300:
+        assert passes[0] != passes[1]
+        padding = sum(max(map(len, batch)) * len(batch) for batch in drawn) / sum(lengths)
+        assert padding < 1.05
+
+
+def test_the_plain_learning_rate_rises_and_falls_to_nothing():
+    shares = [plain._share_of_rate(done, 100) for done in range(100)]
+    top = shares.index(max(shares))
+    assert shares[0] == 0.2 and top == 4 and shares[top] > 0.95
+    assert shares[top:] == sorted(shares[top:], reverse=True) and 0 < shares[-1] <= 0.01
 
 
 def test_perplexity_weighs_tokens_and_counts_the_end(location):

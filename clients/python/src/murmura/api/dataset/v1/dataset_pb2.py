@@ -27,7 +27,7 @@ from murmura.api.common.v1 import rules_pb2 as murmura_dot_api_dot_common_dot_v1
 from murmura.api.dataset.v1 import expressions_pb2 as murmura_dot_api_dot_dataset_dot_v1_dot_expressions__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$murmura/api/dataset/v1/dataset.proto\x12\x16murmura.api.dataset.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!murmura/api/common/v1/rules.proto\x1a(murmura/api/dataset/v1/expressions.proto\"\x9b\x01\n\x06\x43olumn\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xda\xe2\x18\x05\x08\x01 \xc8\x01\x12\x37\n\x04type\x18\x02 \x01(\x0e\x32!.murmura.api.dataset.v1.ValueTypeB\x06\xda\xe2\x18\x02\x08\x01\x12\x1c\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x07\xda\xe2\x18\x03 \xd0\x0f\x12!\n\rpublic_values\x18\x04 \x03(\tB\n\xda\xe2\x18\x06 \xe8\x07P\xe8\x07\"9\n\x06Schema\x12/\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1e.murmura.api.dataset.v1.Column\"v\n\x06Source\x12\x32\n\x04\x66ile\x18\x01 \x01(\x0b\x32\".murmura.api.dataset.v1.FileSourceH\x00\x12\x30\n\x03sql\x18\x02 \x01(\x0b\x32!.murmura.api.dataset.v1.SqlSourceH\x00\x42\x06\n\x04kind\"X\n\nFileSource\x12\x16\n\x03url\x18\x01 \x01(\tB\t\xda\xe2\x18\x05\x08\x01 \xd0\x0f\x12\x32\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\".murmura.api.dataset.v1.FileFormat\"D\n\tSqlSource\x12\x1d\n\nconnection\x18\x01 \x01(\tB\t\xda\xe2\x18\x05\x08\x01 \xc8\x01\x12\x18\n\x05table\x18\x02 \x01(\tB\t\xda\xe2\x18\x05\x08\x01 \xc8\x01\"\xad\x02\n\x06Policy\x12\'\n\x07\x65psilon\x18\x01 \x01(\x01\x42\x16\xda\xe2\x18\x12\x39\x00\x00\x00\x00\x00@\x8f@A\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x05\x64\x65lta\x18\x02 \x01(\x01\x42\x16\xda\xe2\x18\x12\x31\x16V\xe7\x9e\xaf\x03\xd2<9{\x14\xaeG\xe1z\x84?\x12\x19\n\x11unlimited_allowed\x18\x03 \x01(\x08\x12(\n\x14unlimited_principals\x18\x04 \x03(\tB\n\xda\xe2\x18\x06 \xc8\x01P\xe8\x07\x12\x1c\n\x08\x61nalysts\x18\x05 \x03(\tB\n\xda\xe2\x18\x06 \xc8\x01P\x90N\x12\x35\n\x15unit_noise_multiplier\x18\x06 \x01(\x01\x42\x16\xda\xe2\x18\x12\x31\x00\x00\x00\x00\x00\x00\x00\x00\x39\x00\x00\x00\x00\x80\x84.A\x12\x39\n\x19unit_sampling_probability\x18\x07 \x01(\x01\x42\x16\xda\xe2\x18\x12\x31\x00\x00\x00\x00\x00\x00\x00\x00\x39\x00\x00\x00\x00\x00\x00\xf0?\"\xe8\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07lineage\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\x12.\n\x06schema\x18\x05 \x01(\x0b\x32\x1e.murmura.api.dataset.v1.Schema\x12\x1b\n\x13privacy_unit_column\x18\x06 \x01(\t\x12\x11\n\trow_count\x18\x07 \x01(\x03\x12\x12\n\nunit_count\x18\x08 \x01(\x03\x12\x33\n\x05state\x18\t \x01(\x0e\x32$.murmura.api.dataset.v1.DatasetState\x12.\n\x06policy\x18\n \x01(\x0b\x32\x1e.murmura.api.dataset.v1.Policy\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x0c \x01(\t\"\x19\n\x07MockRow\x12\x0e\n\x06values\x18\x01 \x03(\t*s\n\nFileFormat\x12\x1b\n\x17\x46ILE_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46ILE_FORMAT_PARQUET\x10\x01\x12\x13\n\x0f\x46ILE_FORMAT_CSV\x10\x02\x12\x1a\n\x16\x46ILE_FORMAT_JSON_LINES\x10\x03*}\n\x0c\x44\x61tasetState\x12\x1d\n\x19\x44\x41TASET_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x41TASET_STATE_INGESTING\x10\x01\x12\x17\n\x13\x44\x41TASET_STATE_READY\x10\x02\x12\x18\n\x14\x44\x41TASET_STATE_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$murmura/api/dataset/v1/dataset.proto\x12\x16murmura.api.dataset.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!murmura/api/common/v1/rules.proto\x1a(murmura/api/dataset/v1/expressions.proto\"\x93\x01\n\x06\x43olumn\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xda\xe2\x18\x05\x08\x01 \xc8\x01\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.murmura.api.dataset.v1.ValueType\x12\x1c\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x07\xda\xe2\x18\x03 \xd0\x0f\x12!\n\rpublic_values\x18\x04 \x03(\tB\n\xda\xe2\x18\x06 \xe8\x07P\xe8\x07\"9\n\x06Schema\x12/\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1e.murmura.api.dataset.v1.Column\"v\n\x06Source\x12\x32\n\x04\x66ile\x18\x01 \x01(\x0b\x32\".murmura.api.dataset.v1.FileSourceH\x00\x12\x30\n\x03sql\x18\x02 \x01(\x0b\x32!.murmura.api.dataset.v1.SqlSourceH\x00\x42\x06\n\x04kind\"X\n\nFileSource\x12\x16\n\x03url\x18\x01 \x01(\tB\t\xda\xe2\x18\x05\x08\x01 \xd0\x0f\x12\x32\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\".murmura.api.dataset.v1.FileFormat\"D\n\tSqlSource\x12\x1d\n\nconnection\x18\x01 \x01(\tB\t\xda\xe2\x18\x05\x08\x01 \xc8\x01\x12\x18\n\x05table\x18\x02 \x01(\tB\t\xda\xe2\x18\x05\x08\x01 \xc8\x01\"\xad\x02\n\x06Policy\x12\'\n\x07\x65psilon\x18\x01 \x01(\x01\x42\x16\xda\xe2\x18\x12\x39\x00\x00\x00\x00\x00@\x8f@A\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x05\x64\x65lta\x18\x02 \x01(\x01\x42\x16\xda\xe2\x18\x12\x31\x16V\xe7\x9e\xaf\x03\xd2<9{\x14\xaeG\xe1z\x84?\x12\x19\n\x11unlimited_allowed\x18\x03 \x01(\x08\x12(\n\x14unlimited_principals\x18\x04 \x03(\tB\n\xda\xe2\x18\x06 \xc8\x01P\xe8\x07\x12\x1c\n\x08\x61nalysts\x18\x05 \x03(\tB\n\xda\xe2\x18\x06 \xc8\x01P\x90N\x12\x35\n\x15unit_noise_multiplier\x18\x06 \x01(\x01\x42\x16\xda\xe2\x18\x12\x31\x00\x00\x00\x00\x00\x00\x00\x00\x39\x00\x00\x00\x00\x80\x84.A\x12\x39\n\x19unit_sampling_probability\x18\x07 \x01(\x01\x42\x16\xda\xe2\x18\x12\x31\x00\x00\x00\x00\x00\x00\x00\x00\x39\x00\x00\x00\x00\x00\x00\xf0?\"\xe8\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07lineage\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\x12.\n\x06schema\x18\x05 \x01(\x0b\x32\x1e.murmura.api.dataset.v1.Schema\x12\x1b\n\x13privacy_unit_column\x18\x06 \x01(\t\x12\x11\n\trow_count\x18\x07 \x01(\x03\x12\x12\n\nunit_count\x18\x08 \x01(\x03\x12\x33\n\x05state\x18\t \x01(\x0e\x32$.murmura.api.dataset.v1.DatasetState\x12.\n\x06policy\x18\n \x01(\x0b\x32\x1e.murmura.api.dataset.v1.Policy\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x0c \x01(\t\"\x19\n\x07MockRow\x12\x0e\n\x06values\x18\x01 \x03(\t*s\n\nFileFormat\x12\x1b\n\x17\x46ILE_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46ILE_FORMAT_PARQUET\x10\x01\x12\x13\n\x0f\x46ILE_FORMAT_CSV\x10\x02\x12\x1a\n\x16\x46ILE_FORMAT_JSON_LINES\x10\x03*}\n\x0c\x44\x61tasetState\x12\x1d\n\x19\x44\x41TASET_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x41TASET_STATE_INGESTING\x10\x01\x12\x17\n\x13\x44\x41TASET_STATE_READY\x10\x02\x12\x18\n\x14\x44\x41TASET_STATE_FAILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COLUMN'].fields_by_name['name']._loaded_options = None
   _globals['_COLUMN'].fields_by_name['name']._serialized_options = b'\332\342\030\005\010\001 \310\001'
-  _globals['_COLUMN'].fields_by_name['type']._loaded_options = None
-  _globals['_COLUMN'].fields_by_name['type']._serialized_options = b'\332\342\030\002\010\001'
   _globals['_COLUMN'].fields_by_name['description']._loaded_options = None
   _globals['_COLUMN'].fields_by_name['description']._serialized_options = b'\332\342\030\003 \320\017'
   _globals['_COLUMN'].fields_by_name['public_values']._loaded_options = None
@@ -60,24 +58,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICY'].fields_by_name['unit_noise_multiplier']._serialized_options = b'\332\342\030\0221\000\000\000\000\000\000\000\0009\000\000\000\000\200\204.A'
   _globals['_POLICY'].fields_by_name['unit_sampling_probability']._loaded_options = None
   _globals['_POLICY'].fields_by_name['unit_sampling_probability']._serialized_options = b'\332\342\030\0221\000\000\000\000\000\000\000\0009\000\000\000\000\000\000\360?'
-  _globals['_FILEFORMAT']._serialized_start=1365
-  _globals['_FILEFORMAT']._serialized_end=1480
-  _globals['_DATASETSTATE']._serialized_start=1482
-  _globals['_DATASETSTATE']._serialized_end=1607
+  _globals['_FILEFORMAT']._serialized_start=1357
+  _globals['_FILEFORMAT']._serialized_end=1472
+  _globals['_DATASETSTATE']._serialized_start=1474
+  _globals['_DATASETSTATE']._serialized_end=1599
   _globals['_COLUMN']._serialized_start=175
-  _globals['_COLUMN']._serialized_end=330
-  _globals['_SCHEMA']._serialized_start=332
-  _globals['_SCHEMA']._serialized_end=389
-  _globals['_SOURCE']._serialized_start=391
-  _globals['_SOURCE']._serialized_end=509
-  _globals['_FILESOURCE']._serialized_start=511
-  _globals['_FILESOURCE']._serialized_end=599
-  _globals['_SQLSOURCE']._serialized_start=601
-  _globals['_SQLSOURCE']._serialized_end=669
-  _globals['_POLICY']._serialized_start=672
-  _globals['_POLICY']._serialized_end=973
-  _globals['_DATASET']._serialized_start=976
-  _globals['_DATASET']._serialized_end=1336
-  _globals['_MOCKROW']._serialized_start=1338
-  _globals['_MOCKROW']._serialized_end=1363
+  _globals['_COLUMN']._serialized_end=322
+  _globals['_SCHEMA']._serialized_start=324
+  _globals['_SCHEMA']._serialized_end=381
+  _globals['_SOURCE']._serialized_start=383
+  _globals['_SOURCE']._serialized_end=501
+  _globals['_FILESOURCE']._serialized_start=503
+  _globals['_FILESOURCE']._serialized_end=591
+  _globals['_SQLSOURCE']._serialized_start=593
+  _globals['_SQLSOURCE']._serialized_end=661
+  _globals['_POLICY']._serialized_start=664
+  _globals['_POLICY']._serialized_end=965
+  _globals['_DATASET']._serialized_start=968
+  _globals['_DATASET']._serialized_end=1328
+  _globals['_MOCKROW']._serialized_start=1330
+  _globals['_MOCKROW']._serialized_end=1355
 # @@protoc_insertion_point(module_scope)

@@ -90,7 +90,7 @@ class Column(_message.Message):
     name: _builtins.str
     """Its name."""
     type: _expressions_pb2.ValueType.ValueType
-    """Its type."""
+    """Its type. Always set in answers; in a registration it may stay unset, for types are read from the source."""
     description: _builtins.str
     """What a steward says of it."""
     @_builtins.property

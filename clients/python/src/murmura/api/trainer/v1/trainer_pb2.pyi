@@ -131,7 +131,7 @@ class Settings(_message.Message):
     batch_size: _builtins.int
     """Units expected in a step (private), or rows of a step (unlimited)."""
     learning_rate: _builtins.float
-    """Learning rate; constant."""
+    """Learning rate: constant (private), or the highest of a schedule that falls to nothing (unlimited)."""
     lora_rank: _builtins.int
     """Rank of the adapter."""
     lora_alpha: _builtins.float
