@@ -147,10 +147,8 @@ def _perplexities(state: Path, texts: Path, models: dict[str, Model]) -> dict[st
     """Let the worker's own evaluation read the kept-back rows: once bare, once with each adapter."""
     command = [sys.executable, "-m", "services.trainer.worker.evaluate"]
     command += ["--base", default_base_models()[BASE], "--texts", str(texts)]
-    for model in models.values():
-        assert model.job is not None
-        folder = state / "artifacts" / model.job.adapter.removeprefix("adapters/") / "adapter"
-        command += ["--adapter", str(folder)]
+    for adapter in (model.job.adapter for model in models.values() if model.job is not None):
+        command += ["--adapter", str(state / "artifacts" / adapter.removeprefix("adapters/") / "adapter")]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     values = [float(json.loads(line)["perplexity"]) for line in answer.stdout.splitlines()]
     if not all(math.isfinite(value) for value in values):

@@ -19,7 +19,6 @@ from services.trainer.worker.data import pad
 from services.trainer.worker.engine import OnStep, check_moved, snapshot
 from services.trainer.worker.loss import sequence_losses
 
-
 WARMUP = 0.05
 # So many mini-batches are filled from one lot of rows sorted by length: little padding, and still a good shuffle.
 _LOT = 50

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from services.trainer.worker import plain
 from services.trainer.worker.data import encode_rows
 from services.trainer.worker.engine import AdapterUnmovedError
 from services.trainer.worker.evaluate import perplexity, read_texts
@@ -25,7 +26,6 @@ from services.trainer.worker.model import (
     load_base,
     save_adapter,
 )
-from services.trainer.worker import plain
 from services.trainer.worker.plain import PlainSettings, train_plain
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a cat", ""]
