@@ -1,10 +1,10 @@
 """Privacy accounting in one integer currency per account. Pure: numbers in, numbers out.
 
-An account fixes a unit mechanism U, one Gaussian release with noise multiplier sigma_0. A budget is a number N of
-units; a job costs the smallest number n whose composition is at least as revealing as the job, for every epsilon and
-in both directions, apart from a truncation probability delta_0. Adding integers is then sound even when each job is
-chosen after seeing the results of the last (Gaussian differential privacy composes fully adaptively: Smith and
-Thakurta, arXiv 2210.17520; Dong, Roth and Su, arXiv 1905.02383, for the profile). The argument stands in README.md.
+An account fixes a unit mechanism U = (sigma_0, q_0): one step of the Poisson-subsampled Gaussian. The default samples
+everyone (q_0 = 1), which makes U a plain Gaussian. A budget is a number N of units; a job costs the smallest number n
+whose composition is at least as revealing as the job, for every epsilon and in both directions, apart from a truncation
+probability delta_0. Adding integers is then sound even when each job is chosen after seeing the results of the last.
+The argument and its sources stand in README.md.
 
 Everything rounds against the analyst: prices up, capacities down, epsilons of statements up.
 """
@@ -12,54 +12,78 @@ Everything rounds against the analyst: prices up, capacities down, epsilons of s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from dp_accounting.pld import privacy_loss_distribution as pld
-from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.special import ndtr, ndtri
+
+from services.ledger.profiles import (
+    LARGEST_EPSILON,
+    Array,
+    gaussian_delta,
+    lower_deltas,
+    upper_deltas,
+)
+from services.ledger.profiles import Mechanism as Mechanism
+from services.ledger.profiles import Unpriceable as Unpriceable
 
 DEFAULT_SIGMA = 1000.0
 E18 = 10**18
+# A grid of epsilons: cells of this width, and never fewer than so many.
 CELL = 0.01
 LEAST_CELLS = 4000
 _SAFETY = 1e-12
 _MOST_UNITS = 10**12
 
 
-class Unpriceable(ValueError):
-    """The mechanism has no finite price in this currency; more noise is the remedy."""
-
-
 @dataclass(frozen=True)
 class Unit:
-    """The currency: one Gaussian release.
+    """The currency: one step of the Poisson-subsampled Gaussian.
 
     Attributes:
-        noise_multiplier: sigma_0; one unit is 1/sigma_0-GDP.
+        noise_multiplier: sigma_0.
+        sampling_probability: q_0, in (0, 1]; 1 makes the unit 1/sigma_0-GDP.
     """
 
     noise_multiplier: float = DEFAULT_SIGMA
+    sampling_probability: float = 1.0
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether compositions of units have a closed form."""
+        return self.sampling_probability == 1.0
 
     def mu(self, units: int) -> float:
-        """Return the Gaussian-DP parameter of `units` units."""
+        """Return the Gaussian-DP parameter of `units` Gaussian units."""
         return math.sqrt(units) / self.noise_multiplier
 
+    def compose(self, units: int) -> Mechanism:
+        """Return `units` units as a mechanism."""
+        return Mechanism(self.noise_multiplier, self.sampling_probability, units)
 
-@dataclass(frozen=True)
-class Mechanism:
-    """A composition of Poisson-subsampled Gaussian mechanisms: what DP-SGD does.
+    def upper(self, units: int, epsilons: Array) -> Array:
+        """Bound delta from above, in the worse direction. Shape as `epsilons`."""
+        if units <= 0:
+            return np.zeros_like(epsilons)
+        if self.gaussian:
+            return gaussian_delta(self.mu(units), epsilons)
+        worse: Array = upper_deltas(self.compose(units), epsilons).max(axis=0)
+        return worse
 
-    Attributes:
-        noise_multiplier: standard deviation of the noise over the clipping norm.
-        sampling_probability: probability that a privacy unit takes part in a step, in (0, 1].
-        steps: number of steps.
-    """
+    def lower(self, units: int, epsilons: Array) -> Array:
+        """Bound delta from below: shape (2, epsilons), for the two directions."""
+        if units <= 0:
+            return np.zeros((2, len(epsilons)))
+        if self.gaussian:
+            return np.stack([gaussian_delta(self.mu(units), epsilons) * (1 - _SAFETY)] * 2)
+        return lower_deltas(self.compose(units), epsilons)
 
-    noise_multiplier: float
-    sampling_probability: float
-    steps: int
+    def estimate(self, mu: float) -> int:
+        """Return about how many units make mu-GDP (central limit theorem); only ever where a search begins."""
+        spread = self.sampling_probability * math.sqrt(math.expm1(min(self.noise_multiplier**-2, 700.0)))
+        return max(1, min(_MOST_UNITS, round((mu / spread) ** 2)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,7 @@ class Statement:
 
     Attributes:
         epsilon: at the account's delta.
-        mu: Gaussian-DP parameter.
+        mu: Gaussian-DP parameter; 0 when the account's unit is not Gaussian.
         tpr_at_0_1_percent: best attacker's true-positive rate at 0.1 % false positives.
         tpr_at_1_percent: the same at 1 %.
         advantage: best attacker's true-positive less false-positive rate.
@@ -103,43 +127,17 @@ class Statement:
     advantage: float
 
 
-def gaussian_delta(mu: float, epsilon: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return delta(epsilon) of a mu-GDP mechanism (Dong, Roth and Su, corollary 1). Shape as `epsilon`."""
-    eps = np.asarray(epsilon, dtype=np.float64)
-    if mu <= 0:
-        return np.zeros_like(eps)
-    left = ndtr(-eps / mu + mu / 2)
-    right = np.exp(eps + log_ndtr(-eps / mu - mu / 2))
-    delta: NDArray[np.float64] = np.maximum(left - right, 0.0)
-    return delta
-
-
-def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Return the smallest epsilon (rounded up) at which a mu-GDP mechanism has at most `delta`."""
-    if gaussian_delta(mu, 0.0) <= delta:
-        return 0.0
-    low, high = 0.0, 1.0
-    while gaussian_delta(mu, high) > delta:
-        low, high = high, 2 * high
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if gaussian_delta(mu, middle) > delta else (low, middle)
-    return high
-
-
 def units_at(cap: Cap, epsilon: float) -> int:
     """Return the largest number of units whose composition has at most the cap's profile delta at `epsilon`."""
     if epsilon <= 0:
         return 0
-    low, high = 0, 1
-    while _fits(cap, high, epsilon):
-        low, high = high, 2 * high
-        if high > _MOST_UNITS:
-            raise Unpriceable("this epsilon and delta amount to no limit at all")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _fits(cap, middle, epsilon) else (low, middle)
-    return low
+    point = np.array([min(epsilon, LARGEST_EPSILON)])
+
+    def fits(units: int) -> bool:
+        return bool(cap.unit.upper(units, point)[0] <= cap.profile_delta)
+
+    mu = _gaussian_mu(point[0], cap.profile_delta)
+    return _last(fits, cap.unit.estimate(mu), "this epsilon and delta amount to no limit at all")
 
 
 def capacity(cap: Cap) -> int:
@@ -148,16 +146,29 @@ def capacity(cap: Cap) -> int:
 
 
 def epsilon_of(cap: Cap, units: int) -> float:
-    """Return the epsilon, at the account's delta, of a number of units; rounded up."""
-    return gaussian_epsilon(cap.unit.mu(units), cap.profile_delta) if units > 0 else 0.0
+    """Return the epsilon, at the account's delta, of a number of units; rounded up, infinite past `LARGEST_EPSILON`."""
+    if units <= 0:
+        return 0.0
+    ends = np.concatenate([[0.0], np.geomspace(1e-6, LARGEST_EPSILON, 400)])
+    for _ in range(4):
+        enough = cap.unit.upper(units, ends) <= cap.profile_delta
+        if enough[0]:
+            return float(ends[0])
+        if not enough[-1]:
+            return math.inf
+        first = int(np.argmax(enough))
+        ends = np.linspace(ends[first - 1], ends[first], 400)
+    return float(ends[-1])
 
 
+@lru_cache(maxsize=4096)
 def affordable_epsilon(cap: Cap, units: int) -> float:
     """Return the greatest target epsilon that a job with `units` units left can be given; rounded down."""
     if units <= 0:
         return 0.0
-    epsilon = math.floor(epsilon_of(cap, units) * 1e4) / 1e4
-    while epsilon > 0 and units_at(cap, epsilon) > units:
+    epsilon = math.floor(min(epsilon_of(cap, units), LARGEST_EPSILON) * 1e4) / 1e4
+    # A target is affordable unless one unit more would fit it too.
+    while epsilon > 0 and cap.unit.upper(units + 1, np.array([epsilon]))[0] <= cap.profile_delta:
         epsilon = max(0.0, epsilon - 1e-4)
     return epsilon
 
@@ -165,9 +176,10 @@ def affordable_epsilon(cap: Cap, units: int) -> float:
 def price(mechanism: Mechanism, unit: Unit, truncation: float) -> int:
     """Return the smallest n with delta_M(eps) <= d0 + (1 - d0) delta_{U^n}(eps) for all eps, in both directions.
 
-    Both profiles are monotone, so the comparison on a grid is rigorous: the mechanism at the left end of each cell
+    Profiles fall with epsilon, so the comparison on a grid is rigorous: the mechanism at the left end of each cell
     against the units at its right end, and past the last cell the mechanism against the truncation alone. The
-    mechanism's profile is dp-accounting's pessimistic PLD.
+    mechanism's profile is bounded from above, the units' from below. A mechanism with the unit's own noise and
+    sampling needs no comparison: it is so many units.
 
     Args:
         mechanism: what will run.
@@ -177,16 +189,20 @@ def price(mechanism: Mechanism, unit: Unit, truncation: float) -> int:
     Raises:
         Unpriceable: if no number of units is enough.
     """
+    if _is_weaker(mechanism, unit) and _is_weaker(unit.compose(1), mechanism):
+        return mechanism.steps
     grid, profile = _profile(mechanism, truncation)
-    low, high = 0.0, 0.5
-    while not _dominates(high, grid, profile, truncation):
-        low, high = high, 2 * high
-        if (high * unit.noise_multiplier) ** 2 > _MOST_UNITS:
-            raise Unpriceable("no number of units covers this mechanism; raise the noise multiplier")
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _dominates(middle, grid, profile, truncation) else (middle, high)
-    return math.ceil((high * unit.noise_multiplier) ** 2 * (1 + _SAFETY))
+
+    def falls_short(units: int) -> bool:
+        return not _dominates(unit, units, grid, profile, truncation)
+
+    own = Unit(mechanism.noise_multiplier, mechanism.sampling_probability)
+    ratio = unit.estimate(1.0) / own.estimate(1.0)
+    guess = max(1, round(ratio * mechanism.steps))
+    most = mechanism.steps if _is_weaker(mechanism, unit) else _MOST_UNITS
+    return min(
+        most, 1 + _last(falls_short, guess, "no number of units covers this mechanism; raise the noise multiplier")
+    )
 
 
 def calibrate(
@@ -210,22 +226,23 @@ def calibrate(
     limit = units_at(cap, epsilon)
     if limit < 1:
         raise Unpriceable("the target is below one unit of this account; raise target_epsilon")
-    mu = cap.unit.mu(limit)
 
     def fits(sigma: float) -> bool:
         mechanism = Mechanism(sigma, sampling_probability, steps)
+        if _is_weaker(mechanism, cap.unit) and steps <= limit:
+            return True
         try:
             grid, profile = _profile(mechanism, truncation)
         except Unpriceable:
             return False
-        return _dominates(mu, grid, profile, truncation)
+        return _dominates(cap.unit, limit, grid, profile, truncation)
 
     low, high = 0.15, 1.0
     while not fits(high):
         low, high = high, 2 * high
         if high > 1e5:
             raise Unpriceable("no noise multiplier reaches this target; raise target_epsilon")
-    while high / low > 1.002:
+    while high / low > 1.0005:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(middle) else (middle, high)
     digits = 4 - 1 - math.floor(math.log10(high))
@@ -234,44 +251,78 @@ def calibrate(
     return mechanism, min(limit, price(mechanism, cap.unit, truncation))
 
 
+@lru_cache(maxsize=4096)
 def statement(cap: Cap, units: int, truncation: float) -> Statement:
     """Return what `units` units and a truncation promise, in terms of epsilon and of the best attacker."""
-    mu = cap.unit.mu(units)
-    rates = [min(1.0, float(ndtr(ndtri(rate) + mu)) + truncation) for rate in (0.001, 0.01)]
-    advantage = min(1.0, float(2 * ndtr(mu / 2) - 1) + truncation)
+    mu = cap.unit.mu(units) if cap.unit.gaussian else 0.0
+    rates = [min(1.0, _true_positives(cap.unit, units, rate) + truncation) for rate in (0.001, 0.01)]
+    advantage = min(1.0, float(cap.unit.upper(units, np.zeros(1))[0]) + truncation)
     return Statement(epsilon_of(cap, units), mu, rates[0], rates[1], advantage)
 
 
-def _fits(cap: Cap, units: int, epsilon: float) -> bool:
-    return bool(gaussian_delta(cap.unit.mu(units), epsilon) <= cap.profile_delta)
+def _true_positives(unit: Unit, units: int, false_positives: float) -> float:
+    """Bound the best attacker's true-positive rate. Any (epsilon, delta) gives a bound, so the least of many is one."""
+    if unit.gaussian:
+        return float(ndtr(ndtri(false_positives) + unit.mu(units)))
+    epsilons = np.concatenate([np.linspace(0, 20, 2000), np.linspace(20, LARGEST_EPSILON, 500)])
+    deltas = unit.upper(units, epsilons)
+    direct = deltas + np.exp(epsilons) * false_positives
+    reverse = 1 - np.exp(-epsilons) * (1 - deltas - false_positives)
+    return float(min(direct.min(), reverse.min()))
 
 
-def _dominates(mu: float, grid: NDArray[np.float64], profile: NDArray[np.float64], truncation: float) -> bool:
-    bound = truncation + (1 - truncation) * gaussian_delta(mu, grid[1:]) * (1 - _SAFETY)
-    return bool(np.all(profile[:-1] <= bound) and profile[-1] <= truncation)
-
-
-@lru_cache(maxsize=256)
-def _profile(mechanism: Mechanism, truncation: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return a grid of epsilons and the greater of both directions' delta on it, up to where it is truncated."""
-    single = pld.from_gaussian_mechanism(
-        mechanism.noise_multiplier,
-        sampling_prob=mechanism.sampling_probability,
-        value_discretization_interval=_discretisation(mechanism),
-        log_mass_truncation_bound=-40,
+def _is_weaker(mechanism: Mechanism, unit: Unit | Mechanism) -> bool:
+    """Say whether a step reveals at most what a unit does: no less noise, no more sampling."""
+    return (
+        mechanism.noise_multiplier >= unit.noise_multiplier
+        and mechanism.sampling_probability <= unit.sampling_probability
     )
-    # The tail that composing may cut off is a hundredth of the truncation, and counted (pessimistic estimate).
-    composed = single.self_compose(mechanism.steps, tail_mass_truncation=truncation / 100)
-    end = 1.0
-    while composed.get_delta_for_epsilon(end) > truncation:
-        end *= 1.25
-        if end > 2000:
-            raise Unpriceable("this mechanism is hardly private; raise the noise multiplier")
+
+
+def _last(holds: Callable[[int], bool], guess: int, hopeless: str) -> int:
+    """Return the last non-negative integer at which a predicate holds, that holds up to some point and then never.
+
+    Raises:
+        Unpriceable: saying `hopeless`, if it holds up to `_MOST_UNITS`.
+    """
+    low, high, step = 0, guess, max(1, guess // 20)
+    if holds(guess):
+        while holds(high):
+            if high > _MOST_UNITS:
+                raise Unpriceable(hopeless)
+            low, high, step = high, high + step, 2 * step
+    else:
+        while (lower := max(0, high - step)) and not holds(lower):
+            high, step = lower, 2 * step
+        low = lower
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _dominates(unit: Unit, units: int, grid: Array, profile: Array, truncation: float) -> bool:
+    bound = truncation + (1 - truncation) * unit.lower(units, grid[1:])
+    return bool(np.all(profile[:, :-1] <= bound) and np.all(profile[:, -1] <= truncation))
+
+
+def _profile(mechanism: Mechanism, truncation: float) -> tuple[Array, Array]:
+    """Return a grid of epsilons up to where the truncation covers the rest, and both directions' delta on it."""
+    ends = np.concatenate([[1.0], np.geomspace(1.0, LARGEST_EPSILON, 120)[1:]])
+    covered = np.all(upper_deltas(mechanism, ends) <= truncation, axis=0)
+    if not covered[-1]:
+        raise Unpriceable("this mechanism is hardly private; raise the noise multiplier")
+    end = float(ends[int(np.argmax(covered))])
     grid = np.linspace(0.0, end, max(LEAST_CELLS, math.ceil(end / CELL)) + 1)
-    return grid, np.asarray(composed.get_delta_for_epsilon(grid), dtype=np.float64)
+    return grid, upper_deltas(mechanism, grid)
 
 
-def _discretisation(mechanism: Mechanism) -> float:
-    """Choose an interval fine beside one step's loss, coarse enough to stay fast for small noise."""
-    spread = math.sqrt(mechanism.steps) * mechanism.sampling_probability / mechanism.noise_multiplier
-    return float(min(1e-2, max(5e-5, spread / 500)))
+def _gaussian_mu(epsilon: float, delta: float) -> float:
+    """Return about which mu-GDP has `delta` at `epsilon`."""
+    low, high = 0.0, 1.0
+    while high < 1e4 and gaussian_delta(high, epsilon) <= delta:
+        high *= 2
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gaussian_delta(middle, epsilon) <= delta else (low, middle)
+    return high

@@ -20,7 +20,7 @@ def cap_of(account: Account) -> accounting.Cap:
         terms["epsilon"],
         terms["delta_e18"],
         terms["pool_e18"],
-        accounting.Unit(terms["unit_noise_multiplier"]),
+        accounting.Unit(terms["unit_noise_multiplier"], terms["unit_sampling_probability"]),
     )
 
 
@@ -84,7 +84,9 @@ def account_message(account: Account) -> ledger_pb2.Account:
     return ledger_pb2.Account(
         name=account.name,
         lineage=account.name.removeprefix("accounts/"),
-        unit=ledger_pb2.UnitMechanism(noise_multiplier=terms["unit_noise_multiplier"], sampling_probability=1.0),
+        unit=ledger_pb2.UnitMechanism(
+            noise_multiplier=terms["unit_noise_multiplier"], sampling_probability=terms["unit_sampling_probability"]
+        ),
         epsilon=terms["epsilon"],
         delta=terms["delta_e18"] / accounting.E18,
         capacity=price_message(account.capacity),

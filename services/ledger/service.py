@@ -39,25 +39,25 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
 
     async def OpenAccount(self, request: pb.OpenAccountRequest, context: Any) -> pb.OpenAccountResponse:
         """Open an account."""
-        if request.unit.sampling_probability not in (0.0, 1.0):
-            raise MurmuraError(
-                grpc.StatusCode.UNIMPLEMENTED,
-                "NOT_IN_THIS_RELEASE",
-                "This release prices in Gaussian units: leave unit.sampling_probability out, or set it to 1.",
-                {"feature": "subsampled units"},
-            )
-        sigma = request.unit.noise_multiplier or accounting.DEFAULT_SIGMA
+        if 0 < request.unit.sampling_probability < 1 and not request.unit.noise_multiplier:
+            raise invalid("unit.noise_multiplier", "must be set where unit.sampling_probability is below 1")
+        unit = accounting.Unit(
+            request.unit.noise_multiplier or accounting.DEFAULT_SIGMA, request.unit.sampling_probability or 1.0
+        )
         delta_e18 = round(request.delta * E18)
         pool_e18 = request.truncation_pool_e18 if request.HasField("truncation_pool_e18") else delta_e18 // 10
         if not 0 < pool_e18 < delta_e18:
             raise invalid("truncation_pool_e18", "must be positive and smaller than delta")
-        cap = accounting.Cap(request.epsilon, delta_e18, pool_e18, accounting.Unit(sigma))
+        cap = accounting.Cap(request.epsilon, delta_e18, pool_e18, unit)
         units = await _priced(accounting.capacity, cap)
+        if units < 1:
+            raise invalid("epsilon", "does not hold a single unit of this account; raise it, or choose a finer unit")
         terms = {
             "epsilon": request.epsilon,
             "delta_e18": delta_e18,
             "pool_e18": pool_e18,
-            "unit_noise_multiplier": sigma,
+            "unit_noise_multiplier": unit.noise_multiplier,
+            "unit_sampling_probability": unit.sampling_probability,
             "unlimited_allowed": request.unlimited_allowed,
             "unlimited_principals": sorted(request.unlimited_principals),
         }

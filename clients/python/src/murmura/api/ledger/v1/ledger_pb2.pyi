@@ -82,9 +82,11 @@ class UnitMechanism(_message.Message):
     NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
     SAMPLING_PROBABILITY_FIELD_NUMBER: _builtins.int
     noise_multiplier: _builtins.float
-    """Noise multiplier of one unit."""
+    """Noise multiplier of one unit. In a request 0 takes the default, 1000."""
     sampling_probability: _builtins.float
-    """Sampling probability of one unit; 1 makes the currency Gaussian."""
+    """Sampling probability of one unit; 1 makes the currency Gaussian. In a request 0 takes the default, 1. Near the jobs
+    that a house usually runs, prices of many jobs add up as tightly as one exact accounting of them all.
+    """
     def __init__(
         self,
         *,
