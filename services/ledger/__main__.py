@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 
 import grpc
 
 from murmura.api.ledger.v1 import ledger_service_pb2_grpc
-from services.common.config import ServiceSettings
 from services.common.server import Lifecycle, serve
+from services.ledger.journal import JournalBroken, Store, StoreUnusable
 from services.ledger.service import LedgerService
+from services.ledger.settings import LedgerSettings
 from services.ledger.sqlite_store import SqliteStore
 from services.ledger.writer import Writer
 
 
 async def main() -> int:
-    """Run until told to stop."""
-    settings = ServiceSettings.load()
+    """Run until told to stop; 2 says that the store is not fit to start with."""
+    settings = LedgerSettings.load()
 
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
-        store = SqliteStore(settings.state_dir / "journal.sqlite3")
+        store = await asyncio.to_thread(open_store, settings)
         lifecycle.resources.callback(store.close)
         writer = Writer(store)
         await writer.start()
@@ -28,7 +30,39 @@ async def main() -> int:
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerService(writer, store), server)
         return ["murmura.api.ledger.v1.LedgerService"]
 
-    return await serve("ledger", settings, register)
+    try:
+        return await serve("ledger", settings, register)
+    except StoreUnusable as problem:
+        print(problem, file=sys.stderr)
+    except JournalBroken as broken:
+        print(f"MURMURA_STORE: {broken}. Restore the newest sound journal; nothing is served.", file=sys.stderr)
+    return 2
+
+
+def open_store(settings: LedgerSettings) -> Store:
+    """Open the journal that the settings name.
+
+    Raises:
+        StoreUnusable: naming the setting, if it cannot be used.
+    """
+    if settings.store == "sqlite":
+        path = settings.state_dir / "journal.sqlite3"
+        try:
+            return SqliteStore(path)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreUnusable(
+                f"MURMURA_STATE_DIR: {path} cannot be used: {error}. Restore the file, or make it writable."
+            ) from error
+    try:
+        from services.ledger.redis_store import RedisStore
+    except ImportError:
+        raise StoreUnusable("MURMURA_STORE: redis needs the package redis: install murmura-services[redis].") from None
+    try:
+        return RedisStore(
+            settings.redis_url, settings.redis_key_prefix, settings.redis_password(), settings.redis_timeout_s
+        )
+    except StoreUnusable as problem:
+        raise StoreUnusable(f"MURMURA_REDIS_URL: {problem}") from problem
 
 
 if __name__ == "__main__":

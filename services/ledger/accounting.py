@@ -19,15 +19,15 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from services.ledger.discretisation import Array
+from services.ledger.discretisation import Unpriceable as Unpriceable
 from services.ledger.profiles import (
     LARGEST_EPSILON,
-    Array,
     gaussian_delta,
     lower_deltas,
     upper_deltas,
 )
 from services.ledger.profiles import Mechanism as Mechanism
-from services.ledger.profiles import Unpriceable as Unpriceable
 
 DEFAULT_SIGMA = 1000.0
 E18 = 10**18

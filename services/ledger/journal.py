@@ -33,6 +33,10 @@ class HeadMoved(Exception):
     """Someone else appended first; read again."""
 
 
+class StoreUnusable(Exception):
+    """The store does not answer, or may not be trusted; says what is wrong and what mends it."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One link.
@@ -71,7 +75,8 @@ class Store(Protocol):
         """Append entries after `expected`; durable when it returns.
 
         Raises:
-            HeadMoved: if the head is not `expected`; nothing was written.
+            HeadMoved: if the head is not `expected`; this call wrote nothing, an earlier try of it may have.
+            Exception: any other leaves open whether the entries are in; reading tells.
         """
 
     def read(self, after: int = 0) -> Iterable[Entry]:

@@ -17,7 +17,7 @@ from services.common.pages import page
 from services.common.requests import body_hash
 from services.ledger import accounting, messages
 from services.ledger.accounting import E18, Mechanism, Unpriceable
-from services.ledger.journal import JournalBroken, Store, replay
+from services.ledger.journal import Entry, JournalBroken, Store, StoreUnusable, replay
 from services.ledger.ledger import Account, Amount, Event, Refusal, Reservation
 from services.ledger.refusals import explain, unreachable
 from services.ledger.writer import Writer
@@ -239,9 +239,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
 
     async def ListEntries(self, request: pb.ListEntriesRequest, context: Any) -> pb.ListEntriesResponse:
         """Read the journal."""
-        entries = [
-            messages.entry_message(entry) for entry in await asyncio.to_thread(self._store.read, request.after_sequence)
-        ]
+        entries = [messages.entry_message(entry) for entry in await self._journal(request.after_sequence)]
         if request.account:
             self._account(request.account)
             entries = [entry for entry in entries if entry.account == request.account]
@@ -254,7 +252,7 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         """Check the hash chain, and a witness's place on it."""
         self._check_witness(request.witness)
         try:
-            entries = list(await asyncio.to_thread(self._store.read))
+            entries = await self._journal()
             _, head = replay(entries)
         except JournalBroken as broken:
             raise _broken(broken.sequence) from None
@@ -300,6 +298,18 @@ class LedgerService(ledger_service_pb2_grpc.LedgerServiceServicer):
         ran = dataclasses.replace(planned, steps=steps)
         amount = await self._price(self._account(reservation.account), ran, reservation.price.truncation_e18)
         return Amount(min(amount.units, reservation.price.units), amount.truncation_e18)
+
+    async def _journal(self, after: int = 0) -> list[Entry]:
+        try:
+            return list(await asyncio.to_thread(self._store.read, after))
+        except StoreUnusable:
+            raise MurmuraError(
+                grpc.StatusCode.UNAVAILABLE,
+                "DEPENDENCY_UNAVAILABLE",
+                "The ledger's store does not answer. Try again shortly.",
+                {"service": "ledger store"},
+                retry_after_s=1,
+            ) from None
 
     def _check_witness(self, witness: Any) -> None:
         head = self._writer.head

@@ -2,24 +2,35 @@
 
 Commands queue up; the writer decides all that are waiting, appends their entries in one go, and answers each only
 after the append is durable. One disk flush so serves many callers, and no two decisions see the same budget.
+
+An append that fails may still have happened: a reply can be lost. The writer then asks the store what is in it, and
+decides nothing until it has been told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import ChainMap
 from dataclasses import dataclass
+from typing import Any
 
-from services.ledger.journal import Entry, Head, Store, link, replay
-from services.ledger.ledger import Event, Refusal, State, decide, fold
+import grpc
+import structlog
+
+from services.common.errors import MurmuraError
+from services.ledger.journal import Entry, Head, JournalBroken, Store, link, replay
+from services.ledger.ledger import Event, State, decide, fold
 
 MOST_IN_ONE_APPEND = 256
+_log = structlog.get_logger()
 
 
 @dataclass
 class _Waiting:
     command: Event
     answer: asyncio.Future[Head]
+    verdict: Exception | None = None
 
 
 class Writer:
@@ -29,14 +40,15 @@ class Writer:
         store: where the journal lies.
 
     Attributes:
-        state: the fold of everything that is durable.
-        head: the newest entry.
+        state: the fold of everything that is known to be durable, and of nothing else.
+        head: the newest entry of it.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._settled = True
         self.state, self.head = State(), Head()
 
     async def start(self) -> None:
@@ -44,6 +56,7 @@ class Writer:
 
         Raises:
             services.ledger.journal.JournalBroken: if the chain does not hold.
+            services.ledger.journal.StoreUnusable: if the store does not answer.
         """
         self.state, self.head = await asyncio.to_thread(lambda: replay(self._store.read()))
         self._task = asyncio.create_task(self._run())
@@ -59,6 +72,8 @@ class Writer:
 
         Raises:
             Refusal: if it may not happen.
+            MurmuraError: UNAVAILABLE if the store did not confirm it; the same command may be sent again. DATA_LOSS if
+                the store has lost entries.
         """
         waiting = _Waiting(command, asyncio.get_running_loop().create_future())
         await self._queue.put(waiting)
@@ -71,37 +86,115 @@ class Writer:
                 batch.append(self._queue.get_nowait())
             try:
                 await self._serve(batch)
+            except Exception as error:
+                # Whatever it was: these callers are told, the next ones are served, from what the store holds.
+                self._settled = False
+                self._answer(batch, error)
             finally:
                 for _ in batch:
                     self._queue.task_done()
 
     async def _serve(self, batch: list[_Waiting]) -> None:
-        # Decide on the live state, which only this task changes; a failed append replays it from the store.
-        entries: list[Entry] = []
-        accepted: list[_Waiting] = []
-        before = self.head
-        for waiting in batch:
+        if not self._settled:
+            await self._settle()
+        happened, entries = self._decide(batch)
+        if entries:
+            before = self.head
             try:
-                event = decide(self.state, waiting.command)
-            except Refusal as refusal:
-                waiting.answer.set_exception(refusal) if not waiting.answer.done() else None
-                continue
-            if event is not None:
-                now = time.time()
-                entry = link(self.head, event, now)
-                fold(self.state, event, now)
-                self.head = Head(entry.sequence, entry.hash)
-                entries.append(entry)
-            accepted.append(waiting)
-        try:
-            if entries:
                 await asyncio.to_thread(self._store.append, before, entries)
+            except Exception as error:
+                _log.warning("append_unconfirmed", exception=type(error).__name__, problem=str(error))
+                self._settled = False
+                journal = await self._settle()
+                # Only what the store holds was recorded, whatever the failure said.
+                if journal[before.sequence : before.sequence + len(entries)] != entries:
+                    raise _unconfirmed() from error
+            else:
+                for event, now in happened:
+                    fold(self.state, event, now)
+                self.head = Head(entries[-1].sequence, entries[-1].hash)
+        self._answer(batch)
+
+    def _decide(self, batch: list[_Waiting]) -> tuple[list[tuple[Event, float]], list[Entry]]:
+        """Decide a batch on a draft, since others read the state while the append is under way."""
+        draft, head = _draft(self.state), self.head
+        happened: list[tuple[Event, float]] = []
+        entries: list[Entry] = []
+        for waiting in batch:
+            now = time.time()
+            try:
+                event = decide(draft, waiting.command)
+                entry = link(head, event, now) if event is not None else None
+            except Exception as refusal:
+                # It may rest on what is not durable yet: it is told with the rest.
+                waiting.verdict = refusal
+                continue
+            if event is not None and entry is not None:
+                fold(draft, event, now)
+                head = Head(entry.sequence, entry.hash)
+                happened.append((event, now))
+                entries.append(entry)
+        return happened, entries
+
+    async def _settle(self) -> list[Entry]:
+        """Take over what the store holds, and return it.
+
+        Raises:
+            MurmuraError: if it cannot be read, or lacks what it once confirmed; nothing is decided until this succeeds.
+        """
+        try:
+            journal = await asyncio.to_thread(lambda: list(self._store.read()))
+            state, head = await asyncio.to_thread(replay, journal)
+            known = self.head
+            if known.sequence and (head.sequence < known.sequence or journal[known.sequence - 1].hash != known.hash):
+                raise JournalBroken(known.sequence)
+        except JournalBroken as broken:
+            _log.error("journal_broken", sequence=broken.sequence)
+            raise _lost(broken) from broken
         except Exception as error:
-            self.state, self.head = await asyncio.to_thread(lambda: replay(self._store.read()))
-            for waiting in accepted:
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
-            return
-        for waiting in accepted:
-            if not waiting.answer.done():
+            _log.warning("store_unreadable", exception=type(error).__name__, problem=str(error))
+            raise _unconfirmed() from error
+        self.state, self.head, self._settled = state, head, True
+        return journal
+
+    def _answer(self, batch: list[_Waiting], error: Exception | None = None) -> None:
+        for waiting in batch:
+            problem = error or waiting.verdict
+            if waiting.answer.done():
+                continue
+            if problem is None:
                 waiting.answer.set_result(self.head)
+            else:
+                waiting.answer.set_exception(problem)
+
+
+def _draft(state: State) -> State:
+    """Return a state that starts as another, and whose changes leave that one alone."""
+
+    def over(known: dict[Any, Any]) -> Any:
+        return ChainMap({}, known)
+
+    # Folding changes a proposal in place; all other values are immutable.
+    proposals = {name: dict(change) for name, change in state.cap_changes.items()}
+    return State(over(state.accounts), over(state.grants), over(state.reservations), proposals, over(state.requests))
+
+
+def _unconfirmed() -> MurmuraError:
+    return MurmuraError(
+        grpc.StatusCode.UNAVAILABLE,
+        "DEPENDENCY_UNAVAILABLE",
+        "The ledger's store did not confirm this, so it may have been recorded or not. Send the same request again, "
+        "with the same request_id: it is recorded once at most.",
+        {"service": "ledger store"},
+        retry_after_s=1,
+    )
+
+
+def _lost(broken: JournalBroken) -> MurmuraError:
+    return MurmuraError(
+        grpc.StatusCode.DATA_LOSS,
+        "JOURNAL_BROKEN",
+        f"The ledger's store no longer holds journal entry {broken.sequence} as it was confirmed. Nothing is spent "
+        "until the newest journal is restored.",
+        {"sequence": str(broken.sequence)},
+    )

@@ -193,7 +193,7 @@ async def test_a_refusal_arrives_whole(channel):
 async def test_all_violations_are_named_and_no_value_is(channel):
     stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
     request = ledger.OpenAccountRequest(request_id="secret-id", lineage="BAD", epsilon=float("nan"), delta=1.0)
-    request.unit.sampling_probability = 7
+    request.unit.noise_multiplier, request.unit.sampling_probability = -1, 7
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.OpenAccount(request, metadata=bearer(token("steward")))
     _, bad = details(caught.value)

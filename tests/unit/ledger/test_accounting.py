@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from dp_accounting.pld import pld_pmf
 from dp_accounting.pld import privacy_loss_distribution as pld
+from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from services.ledger import accounting, profiles
+from services.ledger import accounting, discretisation, profiles
 from services.ledger.accounting import E18, Cap, Mechanism, Unit, Unpriceable
 
 UNIT = Unit()
@@ -138,7 +139,7 @@ def exact_directions(mechanism):
     """Both directions' profiles by dp-accounting, at a finer interval than ours; `remove` first."""
     found = []
     for direction in profiles.DIRECTIONS:
-        exact = profiles.GaussianPrivacyLoss(
+        exact = GaussianPrivacyLoss(
             mechanism.noise_multiplier,
             sampling_prob=mechanism.sampling_probability,
             adjacency_type=direction,
@@ -171,14 +172,14 @@ def test_one_step_is_bounded_between_the_dots_too(epsilon):
     for row, direction in enumerate(profiles.DIRECTIONS):
         between = np.random.default_rng(2).uniform(0, 0.02 * epsilon, 4000)
         between.sort()
-        exact = profiles.GaussianPrivacyLoss(0.6, sampling_prob=0.004, adjacency_type=direction)
+        exact = GaussianPrivacyLoss(0.6, sampling_prob=0.004, adjacency_type=direction)
         deltas = np.asarray(exact.get_delta_for_epsilon(between))
         assert np.all(profiles.lower_deltas(mechanism, between)[row] <= deltas)
         assert np.all(profiles.upper_deltas(mechanism, between)[row] >= deltas - 1e-16)
 
 
 def test_dots_that_are_not_lowered_are_found_out(monkeypatch):
-    monkeypatch.setattr(profiles, "_sunk", lambda exact, overshoot: exact)
+    monkeypatch.setattr(discretisation, "_sunk", lambda gains, overshoot: gains)
     profiles.forget()
     with pytest.raises(Unpriceable, match="no lower bound"):
         profiles.lower_deltas(Mechanism(0.61, 0.004, 1), GRID)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+import grpc
 import pytest
 
+from services.common.errors import MurmuraError
 from services.ledger.journal import Head, HeadMoved, link, replay
 from services.ledger.ledger import Event, Refusal
 from services.ledger.sqlite_store import SqliteStore
@@ -74,22 +76,66 @@ async def test_concurrent_commands_share_appends_and_never_overspend(tmp_path):
     assert state.accounts["accounts/a"].pending.units == 50
 
 
-async def test_a_failed_append_is_answered_and_forgotten(tmp_path):
-    store = SqliteStore(tmp_path / "j.sqlite3")
+class Failing:
+    """A store whose next append fails, before or after it wrote."""
+
+    def __init__(self, store, *, wrote):
+        self._store, self._wrote, self.broken = store, wrote, False
+
+    def append(self, expected, entries):
+        if self.broken and self._wrote:
+            self._store.append(expected, entries)
+        if self.broken:
+            self.broken = False
+            raise OSError("disk full")
+        self._store.append(expected, entries)
+
+    def read(self, after=0):
+        return self._store.read(after)
+
+
+async def test_an_append_that_failed_is_answered_and_leaves_nothing(tmp_path):
+    store = Failing(SqliteStore(tmp_path / "j.sqlite3"), wrote=False)
     writer = Writer(store)
     await writer.start()
     await writer.submit(opening())
-    original = store.append
-
-    def broken(head, entries):
-        raise OSError("disk full")
-
-    store.append = broken
-    with pytest.raises(OSError, match="disk full"):
+    store.broken = True
+    with pytest.raises(MurmuraError) as caught:
         await writer.submit(reserving("1", 600))
-    store.append = original
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
+    assert "disk full" not in str(caught.value)
+    assert writer.state.accounts["accounts/a"].pending.units == 0
     await writer.submit(reserving("2", 600))
     assert writer.state.accounts["accounts/a"].pending.units == 600
+    await writer.stop()
+
+
+async def test_an_append_whose_answer_was_lost_happened_once(tmp_path):
+    store = Failing(SqliteStore(tmp_path / "j.sqlite3"), wrote=True)
+    writer = Writer(store)
+    await writer.start()
+    await writer.submit(opening())
+    store.broken = True
+    head = await writer.submit(reserving("1", 600))
+    assert head.sequence == 2
+    assert await writer.submit(reserving("1", 600)) == head
+    assert writer.state.accounts["accounts/a"].pending.units == 600
+    await writer.stop()
+
+
+async def test_a_store_that_lost_entries_stops_everything(tmp_path):
+    full, old = SqliteStore(tmp_path / "full.sqlite3"), SqliteStore(tmp_path / "old.sqlite3")
+    writer = Writer(full)
+    await writer.start()
+    await writer.submit(opening())
+    old.append(Head(), list(full.read()))
+    await writer.submit(reserving("1", 600))
+    writer._store = old
+    for request_id in ("2", "3"):
+        with pytest.raises(MurmuraError) as caught:
+            await writer.submit(reserving(request_id, 100))
+        assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.DATA_LOSS, "JOURNAL_BROKEN")
+    assert len(list(old.read())) == 1
     await writer.stop()
 
 

