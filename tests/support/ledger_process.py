@@ -1,0 +1,64 @@
+"""The ledger as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from murmura.api.ledger.v1 import ledger_service_pb2_grpc
+from murmura.local.identity import Identity
+from services.common.tokens import load_signing_key, mint
+from tests.support.redis_server import free_port
+
+
+class Ledger:
+    """`python -m services.ledger`, on a port that it keeps.
+
+    Attributes:
+        endpoint: where it listens.
+    """
+
+    Stub = ledger_service_pb2_grpc.LedgerServiceStub
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.endpoint = f"127.0.0.1:{free_port()}"
+        self._identity = Identity(directory)
+        self._identity.mint("service:ledger", "service")
+        given = {
+            "LISTEN": self.endpoint,
+            "STATE_DIR": str(directory / "state"),
+            "TRUSTED_KEYS": str(self._identity.trusted_keys),
+            "SERVICE_TOKEN_FILE": str(self._identity.token_file("service:ledger")),
+            **settings,
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
+        self._environment = inherited | {f"MURMURA_{name}": value for name, value in given.items()}
+        self._environment["OMP_NUM_THREADS"] = "1"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the process, and do not wait for it to serve."""
+        with (self.directory / "ledger.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "services.ledger"], env=self._environment, stdout=log, stderr=log
+            )
+        return self._process
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def log(self) -> str:
+        return (self.directory / "ledger.log").read_text()
+
+    def who(self, role: str) -> tuple[tuple[str, str], ...]:
+        """Return call metadata with a fresh token."""
+        key = load_signing_key(self.directory / "keys" / "deployment.pem")
+        token = mint(key, "deployment", f"{role}@local", [role], 3600)
+        return (("authorization", f"Bearer {token}"),)
