@@ -94,7 +94,9 @@ def test_adapters_change_what_is_said(reference: Any) -> None:
 
 def test_the_base_model_is_the_reference(seen: dict[str, Any], reference: Any) -> None:
     assert [outcome[0] for outcome in seen["base"]] == [reference(0, p) for p in PROMPTS]
-    assert seen["base_again"] == seen["base"]
+    # How many pieces a text comes in depends on how busy the machine is.
+    again, first = ([(text, *rest) for text, _, *rest in seen[which]] for which in ("base_again", "base"))
+    assert again == first
     assert seen["context_length"] == 256
 
 
