@@ -17,13 +17,22 @@ T = TypeVar("T")
 
 def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:
     """Return one page of a list that is ordered the same way each time, and the token of the next."""
-    start = _decode(page_token)
+    start = start_of(page_token)
     stop = start + (page_size or DEFAULT_SIZE)
-    token = base64.urlsafe_b64encode(f"from:{stop}".encode()).decode() if stop < len(items) else ""
-    return items[start:stop], token
+    return items[start:stop], token_for(stop) if stop < len(items) else ""
 
 
-def _decode(token: str) -> int:
+def token_for(start: int) -> str:
+    """Return the token of a page that starts after so many items."""
+    return base64.urlsafe_b64encode(f"from:{start}".encode()).decode()
+
+
+def start_of(token: str) -> int:
+    """Return after how many items a page starts; 0 without a token.
+
+    Raises:
+        MurmuraError: PAGE_TOKEN_INVALID.
+    """
     if not token:
         return 0
     try:

@@ -121,18 +121,8 @@ async def serve(name: str, settings: ServiceSettings, register: Register) -> int
     serve_metrics(settings.metrics_port)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys = TrustedKeys(settings.trusted_keys)
-    # Outermost first. Metrics stand outside auth so that rejections count; errors are mapped inside both.
-    interceptors = [
-        RequestIds(),
-        Logs(),
-        Metrics(),
-        Auth(keys),
-        ErrorMapping(),
-        Deadlines(),
-        Validation(),
-    ]
     server = grpc.aio.server(
-        interceptors=interceptors,
+        interceptors=interceptors(keys),
         options=_OPTIONS,
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from murmura.api.dataset.v1 import dataset_service_pb2_grpc
 from services.common.config import ServiceSettings
+from services.common.ledger import Ledger, Witness
 from services.common.server import Lifecycle, serve
 from services.common.upstream import Upstream
 from services.dataset.catalogue import Catalogue
@@ -37,8 +38,9 @@ async def main() -> int:
             raise SystemExit(2) from None
         lifecycle.resources.callback(registry.close)
         vault.sweep(registry.storage_ids())
-        ledger = Upstream("ledger", settings.ledger_endpoint, settings.service_token_file)
-        lifecycle.resources.push_async_callback(ledger.close)
+        upstream = Upstream("ledger", settings.ledger_endpoint, settings.service_token_file)
+        lifecycle.resources.push_async_callback(upstream.close)
+        ledger = Ledger(upstream, Witness(settings.state_dir / "witness.json"))
         service = DatasetService(Catalogue(registry, vault), ledger)
         dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server(service, server)
         return ["murmura.api.dataset.v1.DatasetService"]

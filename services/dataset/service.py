@@ -13,12 +13,12 @@ from google.protobuf.message import Message
 
 from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
-from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, invalid
+from services.common.ledger import Ledger
 from services.common.pages import page
 from services.common.requests import body_hash, frame_digest, reused
-from services.common.upstream import Upstream
 from services.dataset import registration
 from services.dataset.catalogue import Catalogue, may_use
 from services.dataset.registration import Prepared
@@ -45,11 +45,10 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         ledger: where budgets are kept.
     """
 
-    def __init__(self, catalogue: Catalogue, ledger: Upstream) -> None:
+    def __init__(self, catalogue: Catalogue, ledger: Ledger) -> None:
         self._catalogue = catalogue
         self._registry = catalogue.registry
         self._ledger = ledger
-        self._ledger_stub = ledger_service_pb2_grpc.LedgerServiceStub(ledger.channel)
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def RegisterDataset(
@@ -70,7 +69,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
                 else:
                     yield pb.RegisterDatasetResponse(rows_read=item)
             assert prepared is not None  # noqa: S101 - what is read ends with it or raises
-            opened = await self._ledger.call(self._ledger_stub.OpenAccount, registration.opening(prepared.resource))
+            opened = await self._ledger.call(self._ledger.stub.OpenAccount, registration.opening(prepared.resource))
             prepared.resource.account = opened.account.name
             answer = pb.RegisterDatasetResponse(rows_read=prepared.rows.height, dataset=prepared.resource)
             # One thread does both: a caller who leaves in between cancels neither half.
@@ -156,7 +155,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         if not name.startswith(f"{dataset.account}/reservations/"):
             raise _mismatch(dataset.name, "names no reservation on the account of these rows")
         request = ledger_service_pb2.GetReservationRequest(name=name)
-        answer = await self._ledger.call(self._ledger_stub.GetReservation, request)
+        answer = await self._ledger.call(self._ledger.stub.GetReservation, request)
         if answer.reservation.job != claims.get("job"):
             raise _mismatch(dataset.name, "names the reservation of another job")
         if answer.reservation.state != ledger_pb2.RESERVATION_STATE_PENDING:

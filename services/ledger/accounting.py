@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -161,7 +160,6 @@ def epsilon_of(cap: Cap, units: int) -> float:
     return float(ends[-1])
 
 
-@lru_cache(maxsize=4096)
 def affordable_epsilon(cap: Cap, units: int) -> float:
     """Return the greatest target epsilon that a job with `units` units left can be given; rounded down."""
     if units <= 0:
@@ -251,7 +249,6 @@ def calibrate(
     return mechanism, min(limit, price(mechanism, cap.unit, truncation))
 
 
-@lru_cache(maxsize=4096)
 def statement(cap: Cap, units: int, truncation: float) -> Statement:
     """Return what `units` units and a truncation promise, in terms of epsilon and of the best attacker."""
     mu = cap.unit.mu(units) if cap.unit.gaussian else 0.0

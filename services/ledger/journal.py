@@ -10,9 +10,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
-from services.ledger.ledger import Event, State, fold
+from services.ledger.ledger import fold
+from services.ledger.state import Event, State
 
 GENESIS = "0" * 64
 
@@ -67,6 +68,11 @@ class Head:
     sequence: int = 0
     hash: str = GENESIS
 
+    @classmethod
+    def of(cls, entry: Entry) -> Self:
+        """Return the head that an entry makes."""
+        return cls(entry.sequence, entry.hash)
+
 
 class Store(Protocol):
     """Keeps the journal. Does one thing: appends durably and atomically, if nobody else has."""
@@ -79,8 +85,14 @@ class Store(Protocol):
             Exception: any other leaves open whether the entries are in; reading tells.
         """
 
-    def read(self, after: int = 0) -> Iterable[Entry]:
-        """Yield the entries after a sequence number, in order."""
+    def read(self, after: int = 0, most: int | None = None) -> Iterable[Entry]:
+        """Return the entries after a sequence number, in order, at most so many."""
+
+    def save_snapshot(self, text: str) -> None:
+        """Keep a snapshot in place of the one before."""
+
+    def snapshot(self) -> str | None:
+        """Return the snapshot, if there is one."""
 
     def close(self) -> None:
         """Let go of the file or connection."""
@@ -104,13 +116,18 @@ def digest(sequence: int, previous_hash: str, payload: str) -> str:
     return hashlib.sha256(f"{sequence}\n{previous_hash}\n{payload}".encode()).hexdigest()
 
 
-def replay(entries: Iterable[Entry]) -> tuple[State, Head]:
-    """Fold a journal from its first entry, checking each link.
+def replay(entries: Iterable[Entry], state: State | None = None, head: Head | None = None) -> tuple[State, Head]:
+    """Fold a journal, checking each link.
+
+    Args:
+        entries: those after `head`, in order.
+        state: where things stood at `head`; changed in place. Unset: nothing has happened.
+        head: unset: the beginning.
 
     Raises:
         JournalBroken: at the first link that does not hold.
     """
-    state, head = State(), Head()
+    state, head = state or State(), head or Head()
     for entry in entries:
         sound = (
             entry.sequence == head.sequence + 1
@@ -121,5 +138,5 @@ def replay(entries: Iterable[Entry]) -> tuple[State, Head]:
             raise JournalBroken(head.sequence + 1)
         event, time = entry.event()
         fold(state, event, time)
-        head = Head(entry.sequence, entry.hash)
+        head = Head.of(entry)
     return state, head

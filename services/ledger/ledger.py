@@ -1,135 +1,17 @@
 """The ledger's rules, as a pure state machine.
 
-`decide` looks at the state and a command and answers with the events that would happen, or refuses; `fold` lets an
+`decide` looks at the state and a command and answers with the event that would happen, or refuses; `fold` lets an
 event happen. Neither knows of time, storage or networks, so that every interleaving can be tested and the state is
-always what folding the journal gives. Amounts are integers; what is pending counts as spent.
+always what folding the journal gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Amount:
-    """A price or a share.
-
-    Attributes:
-        units: number of the account's unit mechanisms.
-        truncation_e18: truncation probability in units of 10^-18.
-    """
-
-    units: int = 0
-    truncation_e18: int = 0
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.units + other.units, self.truncation_e18 + other.truncation_e18)
-
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount(self.units - other.units, self.truncation_e18 - other.truncation_e18)
-
-    def fits(self, other: Amount) -> bool:
-        """Say whether this is at most `other`, in both parts."""
-        return self.units <= other.units and self.truncation_e18 <= other.truncation_e18
-
-
-class Refusal(Exception):
-    """A command that may not happen.
-
-    Args:
-        reason: a name of the error catalogue.
-        metadata: what the catalogue documents for it; amounts as `Amount`.
-    """
-
-    def __init__(self, reason: str, metadata: Mapping[str, Any] | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.metadata = metadata or {}
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened; becomes one journal entry.
-
-    Attributes:
-        kind: `open`, `grant`, `reserve`, `commit`, `release`, `propose_cap` or `change_cap`.
-        account: the lineage's account name.
-        request_id: the request that caused it.
-        body_hash: digest of that request's body.
-        principal: who caused it.
-        data: what the kind needs; JSON values only.
-    """
-
-    kind: str
-    account: str
-    request_id: str
-    body_hash: str
-    principal: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Account:
-    """A budget.
-
-    Attributes:
-        terms: what was agreed at opening (epsilon, delta_e18, sigma, unlimited …).
-        capacity: the cap.
-        pending: reserved and not resolved.
-        spent: committed.
-        unlimited_jobs: jobs without privacy that were committed.
-    """
-
-    name: str
-    terms: Mapping[str, Any]
-    capacity: Amount
-    pending: Amount = Amount()
-    spent: Amount = Amount()
-    unlimited_jobs: int = 0
-    time: float = 0.0
-
-    @property
-    def left(self) -> Amount:
-        """What is neither spent nor pending."""
-        return self.capacity - self.spent - self.pending
-
-
-@dataclass(frozen=True)
-class Grant:
-    """A principal's share of an account."""
-
-    share: Amount
-    charged: Amount = Amount()
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Budget set aside for one job; resolves at most once."""
-
-    name: str
-    account: str
-    principal: str
-    job: str
-    unlimited: bool
-    mechanism: Mapping[str, Any]
-    price: Amount
-    committed: Amount = Amount()
-    state: str = "PENDING"
-    time: float = 0.0
-    resolve_time: float = 0.0
-
-
-@dataclass
-class State:
-    """The fold of the journal."""
-
-    accounts: dict[str, Account] = field(default_factory=dict)
-    grants: dict[tuple[str, str], Grant] = field(default_factory=dict)
-    reservations: dict[str, Reservation] = field(default_factory=dict)
-    cap_changes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    requests: dict[str, tuple[str, str]] = field(default_factory=dict)
+from services.ledger.state import Account, Amount, Event, Grant, Refusal, Reservation, Rollback, State
 
 
 def decide(state: State, command: Event) -> Event | None:
@@ -150,6 +32,12 @@ def decide(state: State, command: Event) -> Event | None:
         if (kind, body_hash) != (command.kind, command.body_hash):
             raise Refusal("REQUEST_ID_REUSED", {"request_id": command.request_id})
         return None
+    if command.kind == "rolled_back":
+        return _decide_rolled_back(state, command)
+    if command.kind == "resolve_rollback":
+        return _decide_resolve_rollback(state, command)
+    if state.rollback is not None:
+        raise Refusal("LEDGER_BEHIND_WITNESS", {"rollback": state.rollback})
     if command.kind == "open":
         return _decide_open(state, command)
     account = state.accounts.get(command.account)
@@ -178,14 +66,20 @@ def fold(state: State, event: Event, time: float) -> None:
     state.requests[event.request_id] = (event.kind, event.body_hash)
     data = event.data
     if event.kind == "open":
-        capacity = _amount(data["capacity"])
-        state.accounts[event.account] = Account(event.account, data["terms"], capacity, time=time)
+        capacity, debt = _amount(data["capacity"]), state.debts.pop(event.account, Amount())
+        state.accounts[event.account] = Account(event.account, data["terms"], capacity, spent=debt, time=time)
+        return
+    if event.kind == "rolled_back":
+        state.rollback = Rollback(**data, time=time)
+        return
+    if event.kind == "resolve_rollback":
+        _resolve_rollback(state, data)
         return
     account = state.accounts[event.account]
     if event.kind == "grant":
-        key = (event.account, data["principal"])
-        earlier = state.grants.get(key, Grant(Amount()))
-        state.grants[key] = replace(earlier, share=_amount(data["share"]))
+        principal = data["principal"]
+        state.grants[event.account, principal] = Grant(_amount(data["share"]), _charged(state, account, principal))
+        state.accounts[event.account] = replace(account, shared=True)
     elif event.kind == "reserve":
         price = _amount(data["price"])
         state.reservations[data["name"]] = Reservation(
@@ -210,7 +104,7 @@ def fold(state: State, event: Event, time: float) -> None:
             "approver": "",
         }
     elif event.kind == "change_cap":
-        state.cap_changes[data["name"]]["approver"] = event.principal
+        state.cap_changes[data["name"]] = {**state.cap_changes[data["name"]], "approver": event.principal}
         terms = {**account.terms, "epsilon": data["epsilon"]}
         state.accounts[event.account] = replace(account, terms=terms, capacity=_amount(data["capacity"]))
 
@@ -229,9 +123,10 @@ def _decide_grant(state: State, account: Account, command: Event) -> None:
     share = _positive(command.data["share"])
     if not share.fits(account.capacity):
         raise Refusal("BUDGET_EXHAUSTED", {"account": account.name, "asked": share, "left": account.capacity})
-    existing = state.grants.get((account.name, command.data["principal"]))
-    if existing and not existing.charged.fits(share):
-        raise Refusal("GRANT_EXHAUSTED", {"account": account.name, "asked": share, "left": existing.charged})
+    charged = _charged(state, account, command.data["principal"])
+    if not charged.fits(share):
+        metadata = {"account": account.name, "principal": command.data["principal"], "asked": charged, "left": share}
+        raise Refusal("GRANT_EXHAUSTED", metadata)
 
 
 def _decide_reserve(state: State, account: Account, command: Event) -> None:
@@ -249,7 +144,7 @@ def _decide_reserve(state: State, account: Account, command: Event) -> None:
     price = _positive(data["price"])
     if not price.fits(account.left):
         raise Refusal("BUDGET_EXHAUSTED", {"account": account.name, "asked": price, "left": account.left})
-    if any(name == account.name for name, _ in state.grants):
+    if account.shared:
         # Once an account is shared out, who has no share may spend nothing.
         grant = state.grants.get((account.name, data["principal"]), Grant(Amount()))
         if not price.fits(grant.share - grant.charged):
@@ -301,6 +196,58 @@ def _resolve(state: State, account: Account, event: Event, time: float) -> None:
         unlimited_jobs=count,
     )
     _charge(state, account.name, reservation.principal, committed - reservation.price)
+
+
+def _decide_rolled_back(state: State, command: Event) -> Event | None:
+    known = state.rollback
+    place = (command.data["epoch"], command.data["sequence"])
+    # Only a receipt from further ahead says more than the one that is known.
+    return None if known and place <= (known.epoch, known.sequence) else command
+
+
+def _decide_resolve_rollback(state: State, command: Event) -> Event:
+    known, data = state.rollback, command.data
+    if known is None or (known.epoch, known.sequence, known.head_hash) != tuple(
+        data[part] for part in ("epoch", "sequence", "head_hash")
+    ):
+        raise Refusal("RESOURCE_NOT_FOUND", {"resource": f"rollback {data['sequence']}:{data['head_hash'][:12]}"})
+    return replace(command, data={**data, "charges": _charges(state, data["charges"])})
+
+
+def _charges(state: State, stated: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return what a resolution charges: what was stated, and where nothing was, all that an account has left."""
+    charges = {}
+    for name, account in state.accounts.items():
+        if name not in stated:
+            charges[name] = [max(0, account.left.units), max(0, account.left.truncation_e18)]
+    for name, pair in stated.items():
+        if min(int(pair[0]), int(pair[1])) < 0:
+            raise Refusal("TARGET_UNREACHABLE", {})
+        charges[name] = [int(pair[0]), int(pair[1])]
+    return charges
+
+
+def _resolve_rollback(state: State, data: Mapping[str, Any]) -> None:
+    for name, pair in data["charges"].items():
+        account = state.accounts.get(name)
+        if account is None:
+            state.debts[name] = state.debts.get(name, Amount()) + _amount(pair)
+        else:
+            state.accounts[name] = replace(account, spent=account.spent + _amount(pair))
+    state.lost.append(data["sequence"])
+    state.rollback = None
+
+
+def _charged(state: State, account: Account, principal: str) -> Amount:
+    """Return what a principal has reserved or spent of an account."""
+    grant = state.grants.get((account.name, principal))
+    if grant is not None:
+        return grant.charged
+    total = Amount()
+    for reservation in state.reservations.values():
+        if (reservation.account, reservation.principal) == (account.name, principal):
+            total += reservation.price if reservation.state == "PENDING" else reservation.committed
+    return total
 
 
 def _charge(state: State, account: str, principal: str, amount: Amount) -> None:

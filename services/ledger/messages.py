@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,7 +11,7 @@ from murmura.api.common.v1 import privacy_pb2
 from murmura.api.ledger.v1 import ledger_pb2
 from services.ledger import accounting
 from services.ledger.journal import Entry, Head
-from services.ledger.ledger import Account, Amount, Grant, Reservation
+from services.ledger.state import Account, Amount, Grant, Reservation, Rollback
 
 
 def cap_of(account: Account) -> accounting.Cap:
@@ -29,9 +30,26 @@ def price_message(amount: Amount) -> privacy_pb2.Price:
     return privacy_pb2.Price(units=amount.units, truncation_delta_e18=amount.truncation_e18)
 
 
-def receipt(head: Head) -> privacy_pb2.Receipt:
+def receipt(head: Head, epoch: int) -> privacy_pb2.Receipt:
     """Return where the ledger stands."""
-    return privacy_pb2.Receipt(sequence=head.sequence, head_hash=head.hash)
+    return privacy_pb2.Receipt(sequence=head.sequence, head_hash=head.hash, epoch=epoch)
+
+
+def rollback_message(rollback: Rollback) -> ledger_pb2.Rollback:
+    """Return what stops all spending as a message."""
+    return ledger_pb2.Rollback(
+        known=privacy_pb2.Receipt(sequence=rollback.sequence, head_hash=rollback.head_hash, epoch=rollback.epoch),
+        ledger_sequence=rollback.ledger_sequence,
+        ledger_time=_timestamp(rollback.ledger_time),
+        found_time=_timestamp(rollback.time),
+    )
+
+
+def charge_messages(charges: Mapping[str, Any]) -> list[ledger_pb2.Charge]:
+    """Return what accounts are charged for lost entries as messages."""
+    return [
+        ledger_pb2.Charge(account=name, price=price_message(Amount(*pair))) for name, pair in sorted(charges.items())
+    ]
 
 
 def risk_message(statement: accounting.Statement) -> privacy_pb2.AttackerRisk:
@@ -44,14 +62,12 @@ def risk_message(statement: accounting.Statement) -> privacy_pb2.AttackerRisk:
 
 
 def statement_message(
-    account: Account, amount: Amount, mechanism: accounting.Mechanism
+    account: Account, amount: Amount, mechanism: accounting.Mechanism, statement: accounting.Statement
 ) -> privacy_pb2.PrivacyStatement:
     """Return what a job of this price promises."""
-    cap = cap_of(account)
-    statement = accounting.statement(cap, amount.units, amount.truncation_e18 / accounting.E18)
     return privacy_pb2.PrivacyStatement(
         epsilon=statement.epsilon,
-        delta=cap.delta_e18 / accounting.E18,
+        delta=account.terms["delta_e18"] / accounting.E18,
         mu=statement.mu,
         mechanism=mechanism_message(mechanism),
         sampling=privacy_pb2.SAMPLING_SCHEME_POISSON,
@@ -76,11 +92,15 @@ def mechanism_of(message: privacy_pb2.SubsampledGaussian) -> accounting.Mechanis
     return accounting.Mechanism(message.noise_multiplier, message.sampling_probability, message.steps)
 
 
-def account_message(account: Account) -> ledger_pb2.Account:
-    """Return an account as a message, with its amounts also as epsilons."""
-    cap, terms = cap_of(account), account.terms
-    used = account.spent + account.pending
-    spent = accounting.statement(cap, used.units, used.truncation_e18 / accounting.E18)
+def account_message(account: Account, spent: accounting.Statement, left_epsilon: float) -> ledger_pb2.Account:
+    """Return an account as a message.
+
+    Args:
+        account: the account.
+        spent: what is spent and pending amounts to.
+        left_epsilon: the greatest target that one more job could be given.
+    """
+    terms = account.terms
     return ledger_pb2.Account(
         name=account.name,
         lineage=account.name.removeprefix("accounts/"),
@@ -93,7 +113,7 @@ def account_message(account: Account) -> ledger_pb2.Account:
         pending=price_message(account.pending),
         spent=price_message(account.spent),
         spent_epsilon=spent.epsilon,
-        left_epsilon=accounting.affordable_epsilon(cap, account.left.units),
+        left_epsilon=left_epsilon,
         unlimited_allowed=terms["unlimited_allowed"],
         unlimited_principals=terms["unlimited_principals"],
         unlimited_jobs=account.unlimited_jobs,

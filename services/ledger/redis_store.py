@@ -49,7 +49,7 @@ class RedisStore:
     ) -> None:
         parts = urlsplit(url)
         self._where = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
-        self._key = f"{prefix}:journal"
+        self._key, self._snapshot_key = f"{prefix}:journal", f"{prefix}:snapshot"
         self._client = redis.Redis.from_url(
             url,
             password=password,
@@ -79,28 +79,46 @@ class RedisStore:
         if not self._do(lambda: self._client.eval(_APPEND, 1, self._key, *heads, *rows)):
             raise HeadMoved
 
-    def read(self, after: int = 0) -> Iterable[Entry]:
-        """Return the entries after a sequence number, in order.
+    def read(self, after: int = 0, most: int | None = None) -> Iterable[Entry]:
+        """Return the entries after a sequence number, in order; see `journal.Store`.
 
         Raises:
             StoreUnusable: if there was no answer.
             JournalBroken: if something else than an entry lies among them.
         """
         entries: list[Entry] = []
-        while True:
+        while most is None or len(entries) < most:
             first = after + len(entries)
-            rows = self._page(first)
+            size = ENTRIES_IN_ONE_READ if most is None else min(ENTRIES_IN_ONE_READ, most - len(entries))
+            rows = self._page(first, size)
             entries += [_entry(row, first + place) for place, row in enumerate(rows, 1)]
-            if len(rows) < ENTRIES_IN_ONE_READ:
-                return entries
+            if len(rows) < size:
+                break
+        return entries
+
+    def save_snapshot(self, text: str) -> None:
+        """Keep a snapshot in place of the one before.
+
+        Raises:
+            StoreUnusable: if there was no answer.
+        """
+        self._do(lambda: self._client.set(self._snapshot_key, text))
+
+    def snapshot(self) -> str | None:
+        """Return the snapshot, if there is one.
+
+        Raises:
+            StoreUnusable: if there was no answer.
+        """
+        found: Any = self._do(lambda: self._client.get(self._snapshot_key))
+        return found.decode(errors="replace") if found else None
 
     def close(self) -> None:
         """Close the connections."""
         self._client.connection_pool.disconnect()
 
-    def _page(self, first: int) -> list[bytes]:
-        last = first + ENTRIES_IN_ONE_READ - 1
-        return self._do(lambda: self._client.lrange(self._key, first, last))  # type: ignore[return-value, arg-type]
+    def _page(self, first: int, size: int) -> list[bytes]:
+        return self._do(lambda: self._client.lrange(self._key, first, first + size - 1))  # type: ignore[return-value, arg-type]
 
     def _do(self, command: Callable[[], _T]) -> _T:
         try:

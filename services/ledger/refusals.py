@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 
 from services.common.errors import MurmuraError
 from services.ledger import accounting
-from services.ledger.ledger import Amount, Refusal, State
 from services.ledger.messages import cap_of
+from services.ledger.state import Account, Amount, Refusal, Rollback
 
 _CODES = {
     "REQUEST_ID_REUSED": grpc.StatusCode.ALREADY_EXISTS,
@@ -36,11 +37,18 @@ _TEXTS = {
 }
 
 
-def explain(refusal: Refusal, state: State) -> MurmuraError:
-    """Turn a refusal into what the caller reads."""
+def explain(refusal: Refusal, account: Account | None = None) -> MurmuraError:
+    """Turn a refusal into what the caller reads. May compute for a while.
+
+    Args:
+        refusal: what the rules say.
+        account: the one it is about; needed where amounts are.
+    """
+    if refusal.reason == "LEDGER_BEHIND_WITNESS":
+        return behind(refusal.metadata["rollback"])
     metadata = {key: value for key, value in refusal.metadata.items() if not isinstance(value, Amount)}
-    if refusal.reason in ("BUDGET_EXHAUSTED", "GRANT_EXHAUSTED"):
-        return _exhausted(refusal, state, metadata)
+    if account is not None and refusal.reason in ("BUDGET_EXHAUSTED", "GRANT_EXHAUSTED"):
+        return _exhausted(refusal, account, metadata)
     return MurmuraError(
         _CODES[refusal.reason],
         refusal.reason,
@@ -49,21 +57,38 @@ def explain(refusal: Refusal, state: State) -> MurmuraError:
     )
 
 
-def unreachable(problem: Exception, target: float | None = None) -> MurmuraError:
+def unreachable(problem: Exception) -> MurmuraError:
     """Turn a mechanism without a price into what the caller reads."""
-    metadata = {} if target is None else {"target_epsilon": f"{target:g}"}
     sentence = str(problem)
     return MurmuraError(
         grpc.StatusCode.INVALID_ARGUMENT,
         "TARGET_UNREACHABLE",
         sentence[0].upper() + sentence[1:] + ".",
-        metadata,
     )
 
 
-def _exhausted(refusal: Refusal, state: State, metadata: dict[str, Any]) -> MurmuraError:
+def behind(rollback: Rollback) -> MurmuraError:
+    """Return the refusal of a ledger that was restored from an older backup."""
+    since = datetime.fromtimestamp(rollback.ledger_time, UTC).isoformat(timespec="seconds")
+    return MurmuraError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "LEDGER_BEHIND_WITNESS",
+        f"The ledger has been restored from an older backup: it was seen at entry {rollback.sequence}, and what was "
+        f"recorded after entry {rollback.ledger_sequence} of {since} may be missing. Nothing is spent until its newest "
+        "journal is back, or a steward gives the lost entries up with `murmura budget resolve`.",
+        {
+            "known_sequence": str(rollback.sequence),
+            "known_hash": rollback.head_hash,
+            "known_epoch": str(rollback.epoch),
+            "ledger_sequence": str(rollback.ledger_sequence),
+            "ledger_time": since,
+        },
+    )
+
+
+def _exhausted(refusal: Refusal, account: Account, metadata: dict[str, Any]) -> MurmuraError:
     asked, left = refusal.metadata["asked"], refusal.metadata["left"]
-    cap = cap_of(state.accounts[metadata["account"]])
+    cap = cap_of(account)
     asked_epsilon = accounting.epsilon_of(cap, asked.units)
     left_epsilon = accounting.affordable_epsilon(cap, max(0, left.units))
     whose = "your share of " if refusal.reason == "GRANT_EXHAUSTED" else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,10 @@ CREATE TABLE IF NOT EXISTS journal (
     previous_hash TEXT NOT NULL,
     payload TEXT NOT NULL,
     hash TEXT NOT NULL UNIQUE
+) STRICT;
+CREATE TABLE IF NOT EXISTS snapshot (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    text TEXT NOT NULL
 ) STRICT;
 CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON journal
 BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
@@ -31,11 +36,14 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection = _connect(path)
         self._connection.execute("PRAGMA journal_mode=WAL")
         # An acknowledged entry must survive a power failure, so each commit waits for the disk.
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)
+        # What another thread reads must not show an append that is still under way.
+        self._reading = _connect(path)
+        self._reading_alone = threading.Lock()
 
     def append(self, expected: Head, entries: list[Entry]) -> None:
         """Append entries after `expected`; see `journal.Store`."""
@@ -52,14 +60,31 @@ class SqliteStore:
             cursor.execute("ROLLBACK")
             raise
 
-    def read(self, after: int = 0) -> Iterable[Entry]:
-        """Yield the entries after a sequence number, in order."""
-        rows = self._connection.execute(
-            "SELECT sequence, previous_hash, payload, hash FROM journal WHERE sequence > ? ORDER BY sequence",
-            (after,),
-        )
+    def read(self, after: int = 0, most: int | None = None) -> Iterable[Entry]:
+        """Return the entries after a sequence number, in order; see `journal.Store`."""
+        with self._reading_alone:
+            rows = self._reading.execute(
+                "SELECT sequence, previous_hash, payload, hash FROM journal "
+                "WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                (after, -1 if most is None else most),
+            ).fetchall()
         return [Entry(*row) for row in rows]
+
+    def save_snapshot(self, text: str) -> None:
+        """Keep a snapshot in place of the one before."""
+        self._connection.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?)", (text,))
+
+    def snapshot(self) -> str | None:
+        """Return the snapshot, if there is one."""
+        with self._reading_alone:
+            row = self._reading.execute("SELECT text FROM snapshot").fetchone()
+        return str(row[0]) if row else None
 
     def close(self) -> None:
         """Close the file."""
+        self._reading.close()
         self._connection.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)

@@ -11,19 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import ChainMap
+from collections import ChainMap, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
 
 from services.common.errors import MurmuraError
+from services.ledger import snapshots
 from services.ledger.journal import Entry, Head, JournalBroken, Store, link, replay
-from services.ledger.ledger import Event, State, decide, fold
+from services.ledger.ledger import decide, fold
+from services.ledger.state import Event, State
 
 MOST_IN_ONE_APPEND = 256
+ENTRIES_PER_SNAPSHOT = 10_000
+HASHES_KEPT = 4096
 _log = structlog.get_logger()
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -46,9 +53,13 @@ class Writer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        # Its own thread, so that no number of slow prices keeps an append waiting.
+        self._thread = ThreadPoolExecutor(1, "journal")
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._settled = True
+        self._snapshot_at = 0
+        self._hashes: deque[str] = deque(maxlen=HASHES_KEPT)
         self.state, self.head = State(), Head()
 
     async def start(self) -> None:
@@ -58,7 +69,8 @@ class Writer:
             services.ledger.journal.JournalBroken: if the chain does not hold.
             services.ledger.journal.StoreUnusable: if the store does not answer.
         """
-        self.state, self.head = await asyncio.to_thread(lambda: replay(self._store.read()))
+        self.state, self.head = await self._on_thread(lambda: snapshots.load(self._store))
+        self._snapshot_at = self.head.sequence
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -66,6 +78,38 @@ class Writer:
         await self._queue.join()
         if self._task:
             self._task.cancel()
+        self._thread.shutdown()
+
+    def copy(self) -> tuple[State, Head]:
+        """Return what is durable at this moment, for a reader who takes long."""
+        held = self.state
+        copied = State(
+            dict(held.accounts),
+            dict(held.grants),
+            dict(held.reservations),
+            dict(held.cap_changes),
+            dict(held.requests),
+            held.rollback,
+            list(held.lost),
+            dict(held.debts),
+        )
+        return copied, self.head
+
+    async def hash_at(self, sequence: int) -> str:
+        """Return the hash of an entry; empty past the head.
+
+        Raises:
+            services.ledger.journal.StoreUnusable: if the store does not answer.
+        """
+        if sequence == self.head.sequence:
+            return self.head.hash
+        back = self.head.sequence - sequence
+        if back < 0:
+            return ""
+        if back < len(self._hashes):
+            return self._hashes[-1 - back]
+        found = list(await asyncio.to_thread(self._store.read, sequence - 1, 1))
+        return found[0].hash if found else ""
 
     async def submit(self, command: Event) -> Head:
         """Make a command happen; returns the head once it is durable.
@@ -101,19 +145,20 @@ class Writer:
         if entries:
             before = self.head
             try:
-                await asyncio.to_thread(self._store.append, before, entries)
+                await self._on_thread(lambda: self._store.append(before, entries))
             except Exception as error:
                 _log.warning("append_unconfirmed", exception=type(error).__name__, problem=str(error))
                 self._settled = False
-                journal = await self._settle()
                 # Only what the store holds was recorded, whatever the failure said.
-                if journal[before.sequence : before.sequence + len(entries)] != entries:
+                if (await self._settle())[: len(entries)] != entries:
                     raise _unconfirmed() from error
             else:
                 for event, now in happened:
                     fold(self.state, event, now)
-                self.head = Head(entries[-1].sequence, entries[-1].hash)
+                self._take(entries)
         self._answer(batch)
+        if self.head.sequence - self._snapshot_at >= ENTRIES_PER_SNAPSHOT:
+            await self._save_snapshot()
 
     def _decide(self, batch: list[_Waiting]) -> tuple[list[tuple[Event, float]], list[Entry]]:
         """Decide a batch on a draft, since others read the state while the append is under way."""
@@ -131,31 +176,51 @@ class Writer:
                 continue
             if event is not None and entry is not None:
                 fold(draft, event, now)
-                head = Head(entry.sequence, entry.hash)
+                head = Head.of(entry)
                 happened.append((event, now))
                 entries.append(entry)
         return happened, entries
 
     async def _settle(self) -> list[Entry]:
-        """Take over what the store holds, and return it.
+        """Take over what the store holds after the head, and return it.
 
         Raises:
             MurmuraError: if it cannot be read, or lacks what it once confirmed; nothing is decided until this succeeds.
         """
+        known = self.head
         try:
-            journal = await asyncio.to_thread(lambda: list(self._store.read()))
-            state, head = await asyncio.to_thread(replay, journal)
-            known = self.head
-            if known.sequence and (head.sequence < known.sequence or journal[known.sequence - 1].hash != known.hash):
+            entries = list(await self._on_thread(lambda: self._store.read(max(0, known.sequence - 1))))
+            if known.sequence and (not entries or Head.of(entries.pop(0)) != known):
                 raise JournalBroken(known.sequence)
+            replay(entries, _draft(self.state), known)
         except JournalBroken as broken:
             _log.error("journal_broken", sequence=broken.sequence)
             raise _lost(broken) from broken
         except Exception as error:
             _log.warning("store_unreadable", exception=type(error).__name__, problem=str(error))
             raise _unconfirmed() from error
-        self.state, self.head, self._settled = state, head, True
-        return journal
+        replay(entries, self.state, known)
+        self._take(entries)
+        self._settled = True
+        return entries
+
+    def _take(self, entries: list[Entry]) -> None:
+        """Move the head to the last of some entries that the state holds."""
+        for entry in entries:
+            self._hashes.append(entry.hash)
+            self.head = Head.of(entry)
+
+    async def _save_snapshot(self) -> None:
+        self._snapshot_at = self.head.sequence
+        try:
+            # Nothing is folded meanwhile: that is done by the task that waits here.
+            await self._on_thread(lambda: self._store.save_snapshot(snapshots.dump(self.state, self.head)))
+        except Exception as error:
+            # The next start takes longer; that is all.
+            _log.warning("snapshot_not_saved", exception=type(error).__name__, problem=str(error))
+
+    async def _on_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _answer(self, batch: list[_Waiting], error: Exception | None = None) -> None:
         for waiting in batch:
@@ -172,11 +237,19 @@ def _draft(state: State) -> State:
     """Return a state that starts as another, and whose changes leave that one alone."""
 
     def over(known: dict[Any, Any]) -> Any:
+        # What they hold is immutable.
         return ChainMap({}, known)
 
-    # Folding changes a proposal in place; all other values are immutable.
-    proposals = {name: dict(change) for name, change in state.cap_changes.items()}
-    return State(over(state.accounts), over(state.grants), over(state.reservations), proposals, over(state.requests))
+    return State(
+        over(state.accounts),
+        over(state.grants),
+        over(state.reservations),
+        over(state.cap_changes),
+        over(state.requests),
+        state.rollback,
+        list(state.lost),
+        dict(state.debts),
+    )
 
 
 def _unconfirmed() -> MurmuraError:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from services.common.config import ServiceSettings
+from services.common.ledger import Ledger, Witness
 from services.common.requests import frame_digest
 from services.common.server import Lifecycle, serve
 from services.common.tokens import load_signing_key, mint
@@ -72,9 +73,9 @@ async def main() -> int:
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
         store = JobStore(settings.state_dir / "jobs.sqlite3")
         lifecycle.resources.callback(store.close)
-        ledger = Upstream("ledger", settings.ledger_endpoint, settings.service_token_file)
+        to_ledger = Upstream("ledger", settings.ledger_endpoint, settings.service_token_file)
         datasets = Upstream("dataset", settings.dataset_endpoint, settings.service_token_file)
-        for upstream in (ledger, datasets):
+        for upstream in (to_ledger, datasets):
             lifecycle.resources.push_async_callback(upstream.close)
         launcher = LocalLauncher(
             settings.state_dir / "workers",
@@ -86,6 +87,7 @@ async def main() -> int:
         artifacts = ArtifactStore(settings.artifacts, key)
         staging = settings.state_dir / "staging"
         limits = Limits(waiting=settings.waiting_limit_s, running=settings.running_limit_s)
+        ledger = Ledger(to_ledger, Witness(settings.state_dir / "witness.json"))
         control = Control(store, ledger, launcher, artifacts, staging, token, limits)
         planner = Planner(datasets, ledger, settings.base_models)
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(

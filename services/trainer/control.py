@@ -19,9 +19,9 @@ from pathlib import Path
 import grpc
 import structlog
 
-from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.common.errors import MurmuraError, unknown
-from services.common.upstream import Upstream
+from services.common.ledger import Ledger
 from services.trainer import jobs
 from services.trainer.artifacts import ArtifactStore, Provenance
 from services.trainer.jobs import TERMINAL, Job
@@ -78,7 +78,7 @@ class Control:
     def __init__(
         self,
         store: JobStore,
-        ledger: Upstream,
+        ledger: Ledger,
         launcher: Launcher,
         artifacts: ArtifactStore,
         staging: Path,
@@ -89,7 +89,6 @@ class Control:
         self.staging = staging
         self.token = token
         self._ledger = ledger
-        self._stub = ledger_service_pb2_grpc.LedgerServiceStub(ledger.channel)
         self._launcher = launcher
         self._artifacts = artifacts
         self._limits = limits
@@ -140,13 +139,11 @@ class Control:
             principal=job.owner,
             job=job.name,
             kind=kind,
-            witness=self.store.witness(),
         )
         if not unlimited:
             request.mechanism.CopyFrom(plan.statement.mechanism)
             request.truncation_delta_e18 = plan.statement.price.truncation_delta_e18
-        answer = await self._ledger.call(self._stub.CreateReservation, request, timeout_s=60)
-        self.store.saw(answer.receipt)
+        answer = await self._ledger.call(self._ledger.stub.CreateReservation, request, timeout_s=60)
         if answer.reservation.state != ledger_pb2.RESERVATION_STATE_PENDING:
             # Only after the trainer's own state was lost: what was resolved before pays for nothing again.
             raise MurmuraError(
@@ -292,21 +289,18 @@ class Control:
         if not job.reservation:
             return
         resolution = jobs.resolution(job)
-        witness = self.store.witness()
         if resolution.release:
             release = ledger_service_pb2.ReleaseReservationRequest(
-                request_id=_request_id(job, "settle"), name=job.reservation, witness=witness
+                request_id=_request_id(job, "settle"), name=job.reservation
             )
-            answer = await self._ledger.call(self._stub.ReleaseReservation, release)
+            await self._ledger.call(self._ledger.stub.ReleaseReservation, release)
         else:
             commit = ledger_service_pb2.CommitReservationRequest(
                 request_id=_request_id(job, "settle"),
                 name=job.reservation,
                 attested_steps=resolution.attested_steps,
-                witness=witness,
             )
-            answer = await self._ledger.call(self._stub.CommitReservation, commit, timeout_s=60)
-        self.store.saw(answer.receipt)
+            await self._ledger.call(self._ledger.stub.CommitReservation, commit, timeout_s=60)
 
 
 def is_refusal(error: MurmuraError) -> bool:

@@ -10,9 +10,10 @@ import grpc
 
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
-from murmura.api.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
+from murmura.api.ledger.v1 import ledger_service_pb2
 from murmura.api.trainer.v1 import trainer_pb2
 from services.common.errors import MurmuraError, invalid, not_found
+from services.common.ledger import Ledger
 from services.common.tokens import Principal
 from services.common.upstream import Upstream
 
@@ -54,11 +55,10 @@ class Planner:
         base_models: public name to location.
     """
 
-    def __init__(self, datasets: Upstream, ledger: Upstream, base_models: dict[str, str]) -> None:
+    def __init__(self, datasets: Upstream, ledger: Ledger, base_models: dict[str, str]) -> None:
         self._datasets = datasets
         self._dataset_stub = dataset_service_pb2_grpc.DatasetServiceStub(datasets.channel)
         self._ledger = ledger
-        self._ledger_stub = ledger_service_pb2_grpc.LedgerServiceStub(ledger.channel)
         self._base_models = base_models
 
     async def plan(self, spec: trainer_pb2.JobSpec, principal: Principal) -> trainer_pb2.Plan:
@@ -121,7 +121,7 @@ class Planner:
         # Not epochs / probability: two roundings could make one step more out of a whole number.
         steps = math.ceil(settings.epochs * units / settings.batch_size)
         calibrated = await self._ledger.call(
-            self._ledger_stub.Calibrate,
+            self._ledger.stub.Calibrate,
             ledger_service_pb2.CalibrateRequest(
                 account=dataset.account,
                 target_epsilon=spec.target_epsilon,
@@ -157,7 +157,7 @@ class Planner:
         _default(settings, "epochs", UNLIMITED.epochs)
         _default(settings, "learning_rate", UNLIMITED.learning_rate)
         request = ledger_service_pb2.GetAccountRequest(name=dataset.account)
-        account = (await self._ledger.call(self._ledger_stub.GetAccount, request)).account
+        account = (await self._ledger.call(self._ledger.stub.GetAccount, request)).account
         return trainer_pb2.Plan(
             settings=settings,
             statement=privacy_pb2.PrivacyStatement(

@@ -8,7 +8,6 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from murmura.api.common.v1 import privacy_pb2
 from murmura.api.trainer.v1 import trainer_pb2
 from services.trainer.jobs import TERMINAL, Ending, Job
 
@@ -22,11 +21,6 @@ CREATE TABLE IF NOT EXISTS jobs (
     facts TEXT NOT NULL,
     spec BLOB NOT NULL,
     plan BLOB NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS witness (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    sequence INTEGER NOT NULL,
-    head_hash TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS requests (
     subject TEXT NOT NULL,
@@ -55,7 +49,7 @@ class Record:
 
 
 class JobStore:
-    """The jobs, and the newest ledger receipt that the trainer has seen.
+    """The jobs.
 
     Args:
         path: made if it does not exist.
@@ -112,19 +106,6 @@ class JobStore:
     def newest_first(self) -> list[Record]:
         """Return all jobs."""
         return self._select("ORDER BY number DESC", ())
-
-    def witness(self) -> privacy_pb2.Receipt:
-        """Return the newest ledger receipt that was seen."""
-        row = self._connection.execute("SELECT sequence, head_hash FROM witness").fetchone()
-        return privacy_pb2.Receipt(sequence=row[0], head_hash=row[1]) if row else privacy_pb2.Receipt()
-
-    def saw(self, receipt: privacy_pb2.Receipt) -> None:
-        """Keep a receipt if it is the newest."""
-        self._connection.execute(
-            "INSERT INTO witness VALUES (1, ?, ?) ON CONFLICT (one) DO UPDATE "
-            "SET sequence = excluded.sequence, head_hash = excluded.head_hash WHERE excluded.sequence > sequence",
-            (receipt.sequence, receipt.head_hash),
-        )
 
     def close(self) -> None:
         """Close the file."""

@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from services.ledger.journal import Entry, Head, JournalBroken, digest, link, replay
-from services.ledger.ledger import Amount, Event, Refusal, State, decide, fold
+from services.ledger.ledger import decide, fold
+from services.ledger.state import Amount, Event, Refusal, State
 
 TERMS = {"unlimited_allowed": True, "unlimited_principals": ["ann"], "epsilon": 1.0}
 ACCOUNT = "accounts/a"

@@ -13,8 +13,8 @@ import pytest
 
 from services.common.errors import MurmuraError
 from services.ledger.journal import Head, HeadMoved, link, replay
-from services.ledger.ledger import Event, Refusal
 from services.ledger.sqlite_store import SqliteStore
+from services.ledger.state import Event, Refusal
 from services.ledger.writer import Writer
 
 TERMS = {"unlimited_allowed": False, "unlimited_principals": [], "epsilon": 1.0}
@@ -90,8 +90,8 @@ class Failing:
             raise OSError("disk full")
         self._store.append(expected, entries)
 
-    def read(self, after=0):
-        return self._store.read(after)
+    def __getattr__(self, name):
+        return getattr(self._store, name)
 
 
 async def test_an_append_that_failed_is_answered_and_leaves_nothing(tmp_path):
@@ -144,7 +144,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
     program = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from services.ledger.ledger import Event\n"
+        "from services.ledger.state import Event\n"
         "from services.ledger.sqlite_store import SqliteStore\n"
         "from services.ledger.writer import Writer\n"
         "async def main():\n"

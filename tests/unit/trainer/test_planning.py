@@ -10,6 +10,7 @@ import pytest
 from murmura.api.dataset.v1 import dataset_service_pb2 as datasets_pb
 from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.ledger.v1 import ledger_service_pb2 as ledger_pb
+from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2
 from services.common.errors import MurmuraError
 from services.common.tokens import Principal
@@ -24,6 +25,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.channel = grpc.aio.insecure_channel("127.0.0.1:1")
+        self.stub = ledger_service_pb2_grpc.LedgerServiceStub(self.channel)
         self.asked: list[Any] = []
         self.units, self.rows = 2000, 2608
         self.analysts: list[str] = []

@@ -50,9 +50,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_GRANT_EXHAUSTED: _ErrorReason.ValueType  # 10
     """FAILED_PRECONDITION. The caller's grant does not cover the price. Metadata as for BUDGET_EXHAUSTED, `principal`."""
     ERROR_REASON_TARGET_UNREACHABLE: _ErrorReason.ValueType  # 11
-    """INVALID_ARGUMENT. No noise multiplier reaches the target, or the mechanism has no finite price.
-    Metadata: `target_epsilon`, `reachable_epsilon`.
-    """
+    """INVALID_ARGUMENT. No noise multiplier reaches the target, or the mechanism has no finite price."""
     ERROR_REASON_UNLIMITED_NOT_ALLOWED: _ErrorReason.ValueType  # 12
     """PERMISSION_DENIED. The account's policy does not allow jobs without privacy. Metadata: `account`."""
     ERROR_REASON_RESERVATION_RESOLVED: _ErrorReason.ValueType  # 13
@@ -61,7 +59,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT. A commit asks for more than was reserved. Metadata: `reservation`."""
     ERROR_REASON_LEDGER_BEHIND_WITNESS: _ErrorReason.ValueType  # 15
     """FAILED_PRECONDITION. The ledger is behind a receipt that it gave: it may have been restored from an old backup.
-    Metadata: `known_sequence`, `ledger_sequence`.
+    Nothing is spent until the newest journal is back or a steward resolves it. Metadata: `known_sequence`, `known_hash`
+    and `known_epoch` (the receipt), `ledger_sequence` and `ledger_time` (since when entries may be missing).
     """
     ERROR_REASON_SECOND_PRINCIPAL_NEEDED: _ErrorReason.ValueType  # 16
     """PERMISSION_DENIED. A cap change needs a second, different principal. Metadata: `proposal`."""
@@ -136,9 +135,7 @@ ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 9
 ERROR_REASON_GRANT_EXHAUSTED: ErrorReason.ValueType  # 10
 """FAILED_PRECONDITION. The caller's grant does not cover the price. Metadata as for BUDGET_EXHAUSTED, `principal`."""
 ERROR_REASON_TARGET_UNREACHABLE: ErrorReason.ValueType  # 11
-"""INVALID_ARGUMENT. No noise multiplier reaches the target, or the mechanism has no finite price.
-Metadata: `target_epsilon`, `reachable_epsilon`.
-"""
+"""INVALID_ARGUMENT. No noise multiplier reaches the target, or the mechanism has no finite price."""
 ERROR_REASON_UNLIMITED_NOT_ALLOWED: ErrorReason.ValueType  # 12
 """PERMISSION_DENIED. The account's policy does not allow jobs without privacy. Metadata: `account`."""
 ERROR_REASON_RESERVATION_RESOLVED: ErrorReason.ValueType  # 13
@@ -147,7 +144,8 @@ ERROR_REASON_COMMIT_EXCEEDS_RESERVATION: ErrorReason.ValueType  # 14
 """INVALID_ARGUMENT. A commit asks for more than was reserved. Metadata: `reservation`."""
 ERROR_REASON_LEDGER_BEHIND_WITNESS: ErrorReason.ValueType  # 15
 """FAILED_PRECONDITION. The ledger is behind a receipt that it gave: it may have been restored from an old backup.
-Metadata: `known_sequence`, `ledger_sequence`.
+Nothing is spent until the newest journal is back or a steward resolves it. Metadata: `known_sequence`, `known_hash`
+and `known_epoch` (the receipt), `ledger_sequence` and `ledger_time` (since when entries may be missing).
 """
 ERROR_REASON_SECOND_PRINCIPAL_NEEDED: ErrorReason.ValueType  # 16
 """PERMISSION_DENIED. A cap change needs a second, different principal. Metadata: `proposal`."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from murmura.api.common.v1 import rules_pb2 as murmura_dot_api_dot_common_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#murmura/api/common/v1/privacy.proto\x12\x15murmura.api.common.v1\x1a!murmura/api/common/v1/rules.proto\"\xa3\x01\n\x12SubsampledGaussian\x12\x30\n\x10noise_multiplier\x18\x01 \x01(\x01\x42\x16\xda\xe2\x18\x12\x39\x00\x00\x00\x00\x80\x84.AA\x00\x00\x00\x00\x00\x00\x00\x00\x12\x34\n\x14sampling_probability\x18\x02 \x01(\x01\x42\x16\xda\xe2\x18\x12\x39\x00\x00\x00\x00\x00\x00\xf0?A\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x05steps\x18\x03 \x01(\x03\x42\x16\xda\xe2\x18\x12\x31\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x84\xd7\x97\x41\"u\n\x0c\x41ttackerRisk\x12)\n!true_positive_rate_at_0_1_percent\x18\x01 \x01(\x01\x12\'\n\x1ftrue_positive_rate_at_1_percent\x18\x02 \x01(\x01\x12\x11\n\tadvantage\x18\x03 \x01(\x01\"\xcb\x03\n\x10PrivacyStatement\x12\x11\n\tunlimited\x18\x01 \x01(\x08\x12\x0f\n\x07\x65psilon\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x12\n\n\x02mu\x18\x04 \x01(\x01\x12<\n\tmechanism\x18\x05 \x01(\x0b\x32).murmura.api.common.v1.SubsampledGaussian\x12\x37\n\x08sampling\x18\x06 \x01(\x0e\x32%.murmura.api.common.v1.SamplingScheme\x12\x41\n\x0cneighbouring\x18\x07 \x01(\x0e\x32+.murmura.api.common.v1.NeighbouringRelation\x12\x1b\n\x13privacy_unit_column\x18\x08 \x01(\t\x12\x19\n\x11max_rows_per_unit\x18\t \x01(\x05\x12\x15\n\rclipping_norm\x18\n \x01(\x01\x12\x31\n\x04risk\x18\x0b \x01(\x0b\x32#.murmura.api.common.v1.AttackerRisk\x12\x0f\n\x07\x61\x63\x63ount\x18\x0c \x01(\t\x12+\n\x05price\x18\r \x01(\x0b\x32\x1c.murmura.api.common.v1.Price\"R\n\x05Price\x12\x1c\n\x05units\x18\x01 \x01(\x03\x42\r\xda\xe2\x18\t1\x00\x00\x00\x00\x00\x00\x00\x00\x12+\n\x14truncation_delta_e18\x18\x02 \x01(\x03\x42\r\xda\xe2\x18\t1\x00\x00\x00\x00\x00\x00\x00\x00\"E\n\x07Receipt\x12\x1f\n\x08sequence\x18\x01 \x01(\x03\x42\r\xda\xe2\x18\t1\x00\x00\x00\x00\x00\x00\x00\x00\x12\x19\n\thead_hash\x18\x02 \x01(\tB\x06\xda\xe2\x18\x02 @*a\n\x14NeighbouringRelation\x12%\n!NEIGHBOURING_RELATION_UNSPECIFIED\x10\x00\x12\"\n\x1eNEIGHBOURING_RELATION_ZERO_OUT\x10\x01*l\n\x0eSamplingScheme\x12\x1f\n\x1bSAMPLING_SCHEME_UNSPECIFIED\x10\x00\x12\x1b\n\x17SAMPLING_SCHEME_POISSON\x10\x01\x12\x1c\n\x18SAMPLING_SCHEME_SHUFFLED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#murmura/api/common/v1/privacy.proto\x12\x15murmura.api.common.v1\x1a!murmura/api/common/v1/rules.proto\"\xa3\x01\n\x12SubsampledGaussian\x12\x30\n\x10noise_multiplier\x18\x01 \x01(\x01\x42\x16\xda\xe2\x18\x12\x39\x00\x00\x00\x00\x80\x84.AA\x00\x00\x00\x00\x00\x00\x00\x00\x12\x34\n\x14sampling_probability\x18\x02 \x01(\x01\x42\x16\xda\xe2\x18\x12\x39\x00\x00\x00\x00\x00\x00\xf0?A\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x05steps\x18\x03 \x01(\x03\x42\x16\xda\xe2\x18\x12\x31\x00\x00\x00\x00\x00\x00\xf0?9\x00\x00\x00\x00\x84\xd7\x97\x41\"u\n\x0c\x41ttackerRisk\x12)\n!true_positive_rate_at_0_1_percent\x18\x01 \x01(\x01\x12\'\n\x1ftrue_positive_rate_at_1_percent\x18\x02 \x01(\x01\x12\x11\n\tadvantage\x18\x03 \x01(\x01\"\xcb\x03\n\x10PrivacyStatement\x12\x11\n\tunlimited\x18\x01 \x01(\x08\x12\x0f\n\x07\x65psilon\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x12\n\n\x02mu\x18\x04 \x01(\x01\x12<\n\tmechanism\x18\x05 \x01(\x0b\x32).murmura.api.common.v1.SubsampledGaussian\x12\x37\n\x08sampling\x18\x06 \x01(\x0e\x32%.murmura.api.common.v1.SamplingScheme\x12\x41\n\x0cneighbouring\x18\x07 \x01(\x0e\x32+.murmura.api.common.v1.NeighbouringRelation\x12\x1b\n\x13privacy_unit_column\x18\x08 \x01(\t\x12\x19\n\x11max_rows_per_unit\x18\t \x01(\x05\x12\x15\n\rclipping_norm\x18\n \x01(\x01\x12\x31\n\x04risk\x18\x0b \x01(\x0b\x32#.murmura.api.common.v1.AttackerRisk\x12\x0f\n\x07\x61\x63\x63ount\x18\x0c \x01(\t\x12+\n\x05price\x18\r \x01(\x0b\x32\x1c.murmura.api.common.v1.Price\"R\n\x05Price\x12\x1c\n\x05units\x18\x01 \x01(\x03\x42\r\xda\xe2\x18\t1\x00\x00\x00\x00\x00\x00\x00\x00\x12+\n\x14truncation_delta_e18\x18\x02 \x01(\x03\x42\r\xda\xe2\x18\t1\x00\x00\x00\x00\x00\x00\x00\x00\"o\n\x07Receipt\x12\x1f\n\x08sequence\x18\x01 \x01(\x03\x42\r\xda\xe2\x18\t1\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\thead_hash\x18\x02 \x01(\tB\x12\xda\xe2\x18\x0e*\x0c[0-9a-f]{64}\x12\x1c\n\x05\x65poch\x18\x03 \x01(\x03\x42\r\xda\xe2\x18\t1\x00\x00\x00\x00\x00\x00\x00\x00*a\n\x14NeighbouringRelation\x12%\n!NEIGHBOURING_RELATION_UNSPECIFIED\x10\x00\x12\"\n\x1eNEIGHBOURING_RELATION_ZERO_OUT\x10\x01*l\n\x0eSamplingScheme\x12\x1f\n\x1bSAMPLING_SCHEME_UNSPECIFIED\x10\x00\x12\x1b\n\x17SAMPLING_SCHEME_POISSON\x10\x01\x12\x1c\n\x18SAMPLING_SCHEME_SHUFFLED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,11 +45,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECEIPT'].fields_by_name['sequence']._loaded_options = None
   _globals['_RECEIPT'].fields_by_name['sequence']._serialized_options = b'\332\342\030\t1\000\000\000\000\000\000\000\000'
   _globals['_RECEIPT'].fields_by_name['head_hash']._loaded_options = None
-  _globals['_RECEIPT'].fields_by_name['head_hash']._serialized_options = b'\332\342\030\002 @'
-  _globals['_NEIGHBOURINGRELATION']._serialized_start=999
-  _globals['_NEIGHBOURINGRELATION']._serialized_end=1096
-  _globals['_SAMPLINGSCHEME']._serialized_start=1098
-  _globals['_SAMPLINGSCHEME']._serialized_end=1206
+  _globals['_RECEIPT'].fields_by_name['head_hash']._serialized_options = b'\332\342\030\016*\014[0-9a-f]{64}'
+  _globals['_RECEIPT'].fields_by_name['epoch']._loaded_options = None
+  _globals['_RECEIPT'].fields_by_name['epoch']._serialized_options = b'\332\342\030\t1\000\000\000\000\000\000\000\000'
+  _globals['_NEIGHBOURINGRELATION']._serialized_start=1041
+  _globals['_NEIGHBOURINGRELATION']._serialized_end=1138
+  _globals['_SAMPLINGSCHEME']._serialized_start=1140
+  _globals['_SAMPLINGSCHEME']._serialized_end=1248
   _globals['_SUBSAMPLEDGAUSSIAN']._serialized_start=98
   _globals['_SUBSAMPLEDGAUSSIAN']._serialized_end=261
   _globals['_ATTACKERRISK']._serialized_start=263
@@ -59,5 +61,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRICE']._serialized_start=844
   _globals['_PRICE']._serialized_end=926
   _globals['_RECEIPT']._serialized_start=928
-  _globals['_RECEIPT']._serialized_end=997
+  _globals['_RECEIPT']._serialized_end=1039
 # @@protoc_insertion_point(module_scope)

@@ -231,19 +231,25 @@ class Receipt(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     HEAD_HASH_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence number of the newest journal entry."""
     head_hash: _builtins.str
     """Hash of that entry, hexadecimal."""
+    epoch: _builtins.int
+    """How many rollbacks of the ledger stewards have resolved. Of two receipts the one with the greater epoch is newer,
+    and of the same epoch the one with the greater sequence.
+    """
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         head_hash: _builtins.str = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_hash", b"head_hash", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "head_hash", b"head_hash", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -338,6 +338,74 @@ class CapChange(_message.Message):
 Global___CapChange: _TypeAlias = CapChange  # noqa: Y015
 
 @_typing.final
+class Rollback(_message.Message):
+    """A receipt of this ledger whose entry it lacks: it was restored from an older backup. Stops all spending."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: _builtins.int
+    LEDGER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LEDGER_TIME_FIELD_NUMBER: _builtins.int
+    FOUND_TIME_FIELD_NUMBER: _builtins.int
+    ledger_sequence: _builtins.int
+    """The newest entry that may still be the one that was acknowledged."""
+    @_builtins.property
+    def known(self) -> _privacy_pb2.Receipt:
+        """The receipt."""
+
+    @_builtins.property
+    def ledger_time(self) -> _timestamp_pb2.Timestamp:
+        """When that entry was made: what was recorded later may be missing."""
+
+    @_builtins.property
+    def found_time(self) -> _timestamp_pb2.Timestamp:
+        """When this was found."""
+
+    def __init__(
+        self,
+        *,
+        known: _privacy_pb2.Receipt | None = ...,
+        ledger_sequence: _builtins.int = ...,
+        ledger_time: _timestamp_pb2.Timestamp | None = ...,
+        found_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["found_time", b"found_time", "known", b"known", "ledger_time", b"ledger_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found_time", b"found_time", "known", b"known", "ledger_sequence", b"ledger_sequence", "ledger_time", b"ledger_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollback: _TypeAlias = Rollback  # noqa: Y015
+
+@_typing.final
+class Charge(_message.Message):
+    """What one account is charged for entries that were lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """`accounts/<lineage>`; one that was lost itself is charged when it is opened again."""
+    @_builtins.property
+    def price(self) -> _privacy_pb2.Price:
+        """How much; nothing where the lost entries had spent nothing."""
+
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        price: _privacy_pb2.Price | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "price", b"price"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Charge: _TypeAlias = Charge  # noqa: Y015
+
+@_typing.final
 class Entry(_message.Message):
     """One entry of the append-only journal."""
 

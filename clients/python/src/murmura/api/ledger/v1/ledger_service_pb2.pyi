@@ -35,6 +35,7 @@ class OpenAccountRequest(_message.Message):
     UNLIMITED_ALLOWED_FIELD_NUMBER: _builtins.int
     UNLIMITED_PRINCIPALS_FIELD_NUMBER: _builtins.int
     ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a retry safe."""
     lineage: _builtins.str
@@ -57,6 +58,10 @@ class OpenAccountRequest(_message.Message):
     def unlimited_principals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Principals that may run jobs without privacy; empty means any analyst, if allowed at all."""
 
+    @_builtins.property
+    def witness(self) -> _privacy_pb2.Receipt:
+        """The newest receipt that the caller saw."""
+
     def __init__(
         self,
         *,
@@ -69,10 +74,11 @@ class OpenAccountRequest(_message.Message):
         unlimited_allowed: _builtins.bool = ...,
         unlimited_principals: _abc.Iterable[_builtins.str] | None = ...,
         on_behalf_of: _builtins.str = ...,
+        witness: _privacy_pb2.Receipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_truncation_pool_e18", b"_truncation_pool_e18", "truncation_pool_e18", b"truncation_pool_e18", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_truncation_pool_e18", b"_truncation_pool_e18", "truncation_pool_e18", b"truncation_pool_e18", "unit", b"unit", "witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_truncation_pool_e18", b"_truncation_pool_e18", "delta", b"delta", "epsilon", b"epsilon", "lineage", b"lineage", "on_behalf_of", b"on_behalf_of", "request_id", b"request_id", "truncation_pool_e18", b"truncation_pool_e18", "unit", b"unit", "unlimited_allowed", b"unlimited_allowed", "unlimited_principals", b"unlimited_principals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_truncation_pool_e18", b"_truncation_pool_e18", "delta", b"delta", "epsilon", b"epsilon", "lineage", b"lineage", "on_behalf_of", b"on_behalf_of", "request_id", b"request_id", "truncation_pool_e18", b"truncation_pool_e18", "unit", b"unit", "unlimited_allowed", b"unlimited_allowed", "unlimited_principals", b"unlimited_principals", "witness", b"witness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__truncation_pool_e18: _TypeAlias = _typing.Literal["truncation_pool_e18"]  # noqa: Y015
     _WhichOneofArgType__truncation_pool_e18: _TypeAlias = _typing.Literal["_truncation_pool_e18", b"_truncation_pool_e18"]  # noqa: Y015
@@ -619,16 +625,22 @@ class GetReservationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    WITNESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`accounts/<lineage>/reservations/<id>`."""
+    @_builtins.property
+    def witness(self) -> _privacy_pb2.Receipt:
+        """The newest receipt that the caller saw."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        witness: _privacy_pb2.Receipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "witness", b"witness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1084,21 +1096,27 @@ class VerifyJournalResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    ROLLBACK_FIELD_NUMBER: _builtins.int
     entries: _builtins.int
     """Entries checked."""
     @_builtins.property
     def receipt(self) -> _privacy_pb2.Receipt:
         """Where the ledger stands."""
 
+    @_builtins.property
+    def rollback(self) -> _ledger_pb2.Rollback:
+        """What stops all spending; unset where nothing does."""
+
     def __init__(
         self,
         *,
         entries: _builtins.int = ...,
         receipt: _privacy_pb2.Receipt | None = ...,
+        rollback: _ledger_pb2.Rollback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "rollback", b"rollback"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "receipt", b"receipt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "receipt", b"receipt", "rollback", b"rollback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1106,31 +1124,41 @@ Global___VerifyJournalResponse: _TypeAlias = VerifyJournalResponse  # noqa: Y015
 
 @_typing.final
 class ResolveWitnessRequest(_message.Message):
-    """Records a decision."""
+    """Records a decision: the lost entries are given up, and what they had spent is charged."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    WITNESS_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     JUSTIFICATION_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a retry safe."""
     justification: _builtins.str
     """What was decided and why, for the reader of the journal."""
+    validate_only: _builtins.bool
+    """Only answer what would be charged; record nothing."""
     @_builtins.property
-    def witness(self) -> _privacy_pb2.Receipt:
-        """The receipt that the ledger is behind of."""
+    def known(self) -> _privacy_pb2.Receipt:
+        """The receipt that the ledger is behind of, as VerifyJournal shows it."""
+
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.Charge]:
+        """What the lost entries had spent, by account. An account that is not named is charged all that it has left."""
 
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        witness: _privacy_pb2.Receipt | None = ...,
+        known: _privacy_pb2.Receipt | None = ...,
         justification: _builtins.str = ...,
+        charges: _abc.Iterable[_ledger_pb2.Charge] | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["witness", b"witness"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["known", b"known"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["justification", b"justification", "request_id", b"request_id", "witness", b"witness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "justification", b"justification", "known", b"known", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1143,18 +1171,24 @@ class ResolveWitnessResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECEIPT_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def receipt(self) -> _privacy_pb2.Receipt:
         """Where the ledger stands."""
+
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[_ledger_pb2.Charge]:
+        """What was charged, or would be."""
 
     def __init__(
         self,
         *,
         receipt: _privacy_pb2.Receipt | None = ...,
+        charges: _abc.Iterable[_ledger_pb2.Charge] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "receipt", b"receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
