@@ -12,7 +12,7 @@ export DEMO_DATA
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports protos codegen codegen-check pytest format lock \
-	demo demo-quick bench-accounting base-model up status down clean
+	demo demo-quick bench-accounting bench-ledger base-model up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ demo-quick: setup  ## the same in a few minutes, on fewer rows and steps
 
 bench-accounting: setup  ## noise our currency needs, beside the exact PLD and an RDP accountant
 	@$(BIN)/python -m tests.bench.accounting
+
+bench-ledger: setup  ## durable bookkeeping beside a bare gRPC echo, with both stores
+	@$(BIN)/python -m tests.bench.ledger
 
 base-model: setup  ## pre-train the bundled base model on public text: CORPUS=medquad.txt.gz
 	@test -n "$(CORPUS)" || { echo "Name the text to train on: make base-model CORPUS=medquad.txt.gz"; exit 2; }

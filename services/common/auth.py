@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
 import grpc
@@ -11,7 +9,7 @@ import structlog
 
 from services.common.access import allowed_roles
 from services.common.calls import Call, CallInterceptor
-from services.common.errors import MurmuraError, abort
+from services.common.errors import MurmuraError
 from services.common.tokens import Principal, TokenRejected, TrustedKeys
 
 _principal: ContextVar[Principal | None] = ContextVar("murmura_principal", default=None)
@@ -36,9 +34,8 @@ class Auth(CallInterceptor):
     def __init__(self, keys: TrustedKeys) -> None:
         self._keys = keys
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        """Let the call in, or end it."""
+    def before(self, call: Call) -> None:
+        """Let the call in, or refuse it."""
         header = call.metadata.get("authorization", "")
         scheme, _, token = str(header).partition(" ")
         try:
@@ -47,26 +44,19 @@ class Auth(CallInterceptor):
             principal = self._keys.verify(token)
         except TokenRejected as rejection:
             _log.warning("token rejected", why=str(rejection), method=call.method)
-            await abort(
-                call,
-                MurmuraError(
-                    grpc.StatusCode.UNAUTHENTICATED,
-                    "TOKEN_INVALID",
-                    "No valid token. Sign in again; on this machine, `murmura up` mints fresh ones.",
-                ),
-            )
+            raise MurmuraError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "TOKEN_INVALID",
+                "No valid token. Sign in again; on this machine, `murmura up` mints fresh ones.",
+            ) from None
         call.facts["subject"] = principal.subject
         roles = allowed_roles(call.method)
         if not principal.roles & roles:
-            await abort(
-                call,
-                MurmuraError(
-                    grpc.StatusCode.PERMISSION_DENIED,
-                    "ROLE_DENIED",
-                    f"{principal.subject} may not call {call.method.rpartition('/')[2]}; "
-                    f"it takes one of: {', '.join(sorted(roles)) or 'nobody'}.",
-                    {"method": call.method, "allowed_roles": ",".join(sorted(roles))},
-                ),
+            raise MurmuraError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "ROLE_DENIED",
+                f"{principal.subject} may not call {call.method.rpartition('/')[2]}; "
+                f"it takes one of: {', '.join(sorted(roles)) or 'nobody'}.",
+                {"method": call.method, "allowed_roles": ",".join(sorted(roles))},
             )
         _principal.set(principal)
-        yield

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import secrets
 import traceback
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import NoReturn
 
 import grpc
 import structlog
@@ -19,7 +16,6 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from murmura.api.common.v1 import errors_pb2
-from services.common.calls import Call, CallInterceptor
 
 DOMAIN = "murmura"
 Reason = errors_pb2.ErrorReason
@@ -114,33 +110,6 @@ def unknown(error: BaseException) -> MurmuraError:
         f"Something failed that should not have. Give the operator this id: {error_id}.",
         {"error_id": error_id},
     )
-
-
-class ErrorMapping(CallInterceptor):
-    """Turns whatever a handler raises into a status."""
-
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        """Map what escapes."""
-        try:
-            yield
-        except MurmuraError as error:
-            await abort(call, error)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await abort(call, unknown(error))
-
-
-async def abort(call: Call, error: MurmuraError) -> NoReturn:
-    """End a call with an error."""
-    call.outcome = error.code.name
-    await call.context.abort(
-        error.code,
-        error.message,
-        (*call.trailing, (STATUS_DETAILS, error.status().SerializeToString())),
-    )
-    raise AssertionError("abort returns never")
 
 
 def from_upstream(error: grpc.aio.AioRpcError, service: str) -> MurmuraError:

@@ -1,7 +1,7 @@
 """Bearer tokens: signed, short, and only as powerful as the key that signed them.
 
 A token is a JWT signed with Ed25519 (RFC 8037). Which keys are trusted, and which roles each may issue, stands in a
-JWKS file (RFC 7517) whose keys carry one member of ours, `may_issue`. The file is read again when it changes.
+JWKS file (RFC 7517) whose keys carry one member of ours, `may_issue`. The file is looked at again every second.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 AUDIENCE = "murmura"
+TOKENS_KEPT = 1024
+REREAD_S = 1.0
 ROLES = frozenset({"analyst", "steward", "operator", "service", "worker"})
 
 
@@ -54,15 +56,27 @@ class TrustedKeys:
         self._path = path
         self._read_at: tuple[int, int] | None = None
         self._keys: dict[str, tuple[Ed25519PublicKey, frozenset[str]]] = {}
+        self._verified: dict[str, Principal] = {}
+        self._fresh_until = 0.0
 
     def verify(self, token: str) -> Principal:
-        """Check a token.
+        """Check a token. One that was found good is good until it expires or the keys change.
 
         Raises:
             TokenRejected: if it is not signed by a trusted key, expired, for someone else, or claims a role that its
                 key may not issue.
         """
         self._refresh()
+        known = self._verified.get(token)
+        if known is not None and time.time() < known.claims["exp"]:
+            return known
+        principal = self._verify(token)
+        while len(self._verified) >= TOKENS_KEPT:
+            self._verified.pop(next(iter(self._verified)))
+        self._verified[token] = principal
+        return principal
+
+    def _verify(self, token: str) -> Principal:
         try:
             kid = jwt.get_unverified_header(token).get("kid", "")
             key, may_issue = self._keys[kid]
@@ -88,6 +102,10 @@ class TrustedKeys:
         return [key for key, may_issue in self._keys.values() if role in may_issue]
 
     def _refresh(self) -> None:
+        now = time.monotonic()
+        if now < self._fresh_until:
+            return
+        self._fresh_until = now + REREAD_S
         facts = self._path.stat()
         version = (facts.st_mtime_ns, facts.st_ino)
         if version == self._read_at:
@@ -97,7 +115,7 @@ class TrustedKeys:
             key = jwt.PyJWK(item).key
             if isinstance(key, Ed25519PublicKey):
                 keys[item["kid"]] = (key, frozenset(item.get("may_issue", [])) & ROLES)
-        self._keys, self._read_at = keys, version
+        self._keys, self._verified, self._read_at = keys, {}, version
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
 from typing import Any
 
 from murmura.api.ledger.v1 import ledger_service_pb2 as pb
@@ -81,7 +80,7 @@ class Accounts(Core):
         account = self.account(request.account)
         cap = dataclasses.replace(messages.cap_of(account), epsilon=request.epsilon)
         units = await self.compute(accounting.capacity, cap)
-        name = f"{account.name}/capChanges/{uuid.UUID(request.request_id)}"
+        name = f"{account.name}/capChanges/{request.request_id.lower()}"
         data = {
             "name": name,
             "epsilon": request.epsilon,

@@ -72,7 +72,7 @@ class Audit(Core):
                 raise explain(refusal) from None
         else:
             await self.submit("resolve_rollback", "", request, data)
-            event = await self._event_of(request.request_id)
+            event = await self._event_of(request.request_id.lower())
         charges = messages.charge_messages(event.data["charges"] if event else {})
         return pb.ResolveWitnessResponse(receipt=self.receipt(), charges=charges)
 

@@ -123,7 +123,7 @@ class Core:
         caller = current_principal()
         # A service acts for the person that it has authenticated; people act for themselves.
         who = payer if payer and caller.has("service") else caller.subject
-        command = Event(kind, account, str(uuid.UUID(request.request_id)), body_hash(request), who, data)
+        command = Event(kind, account, request.request_id.lower(), body_hash(request), who, data)
         try:
             await self._writer.submit(command)
         except Refusal as refusal:

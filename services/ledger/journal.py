@@ -16,6 +16,7 @@ from services.ledger.ledger import fold
 from services.ledger.state import Event, State
 
 GENESIS = "0" * 64
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 class JournalBroken(Exception):
@@ -100,13 +101,7 @@ class Store(Protocol):
 
 def link(head: Head, event: Event, time: float) -> Entry:
     """Make the entry that follows `head`."""
-    payload = json.dumps(
-        {**vars(event), "data": dict(event.data), "time": time},
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-        allow_nan=False,
-    )
+    payload = _canonical({**vars(event), "data": dict(event.data), "time": time})
     sequence = head.sequence + 1
     return Entry(sequence, head.hash, payload, digest(sequence, head.hash, payload))
 

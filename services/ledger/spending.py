@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
 from typing import Any
 
 from murmura.api.ledger.v1 import ledger_pb2
@@ -70,13 +69,13 @@ class Spending(Core):
                 raise invalid("mechanism", "must be set unless the kind is UNLIMITED")
             mechanism = messages.mechanism_of(request.mechanism)
             amount = await self.price(account, mechanism, _truncation(request, account))
-        name = f"{account.name}/reservations/{uuid.UUID(request.request_id)}"
+        name = f"{account.name}/reservations/{request.request_id.lower()}"
         data = {
             "name": name,
             "principal": request.principal,
             "job": request.job,
             "unlimited": unlimited,
-            "mechanism": dataclasses.asdict(mechanism),
+            "mechanism": dict(vars(mechanism)),
             "price": [amount.units, amount.truncation_e18],
         }
         await self.submit("reserve", account.name, request, data, request.principal)

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import ChainMap, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 import structlog
+from prometheus_client import Counter
 
 from services.common.errors import MurmuraError
 from services.ledger import snapshots
+from services.ledger.drafts import Draft, copied
 from services.ledger.journal import Entry, Head, JournalBroken, Store, link, replay
 from services.ledger.ledger import decide, fold
 from services.ledger.state import Event, State
@@ -29,6 +31,7 @@ from services.ledger.state import Event, State
 MOST_IN_ONE_APPEND = 256
 ENTRIES_PER_SNAPSHOT = 10_000
 HASHES_KEPT = 4096
+_APPENDS = Counter("murmura_ledger_appends_total", "Appends to the journal; each waits for one flush to disk.")
 _log = structlog.get_logger()
 _T = TypeVar("_T")
 
@@ -82,18 +85,7 @@ class Writer:
 
     def copy(self) -> tuple[State, Head]:
         """Return what is durable at this moment, for a reader who takes long."""
-        held = self.state
-        copied = State(
-            dict(held.accounts),
-            dict(held.grants),
-            dict(held.reservations),
-            dict(held.cap_changes),
-            dict(held.requests),
-            held.rollback,
-            list(held.lost),
-            dict(held.debts),
-        )
-        return copied, self.head
+        return copied(self.state), self.head
 
     async def hash_at(self, sequence: int) -> str:
         """Return the hash of an entry; empty past the head.
@@ -126,6 +118,11 @@ class Writer:
     async def _run(self) -> None:
         while True:
             batch = [await self._queue.get()]
+            # While each turn of the loop brings more, waiting for the next makes one flush of many.
+            waiting = -1
+            while waiting < self._queue.qsize() < MOST_IN_ONE_APPEND:
+                waiting = self._queue.qsize()
+                await asyncio.sleep(0)
             while len(batch) < MOST_IN_ONE_APPEND and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             try:
@@ -141,7 +138,7 @@ class Writer:
     async def _serve(self, batch: list[_Waiting]) -> None:
         if not self._settled:
             await self._settle()
-        happened, entries = self._decide(batch)
+        draft, entries = self._decide(batch)
         if entries:
             before = self.head
             try:
@@ -153,33 +150,31 @@ class Writer:
                 if (await self._settle())[: len(entries)] != entries:
                     raise _unconfirmed() from error
             else:
-                for event, now in happened:
-                    fold(self.state, event, now)
+                _APPENDS.inc()
+                draft.adopt()
                 self._take(entries)
         self._answer(batch)
         if self.head.sequence - self._snapshot_at >= ENTRIES_PER_SNAPSHOT:
             await self._save_snapshot()
 
-    def _decide(self, batch: list[_Waiting]) -> tuple[list[tuple[Event, float]], list[Entry]]:
+    def _decide(self, batch: list[_Waiting]) -> tuple[Draft, list[Entry]]:
         """Decide a batch on a draft, since others read the state while the append is under way."""
-        draft, head = _draft(self.state), self.head
-        happened: list[tuple[Event, float]] = []
+        draft, head = Draft(self.state), self.head
         entries: list[Entry] = []
         for waiting in batch:
             now = time.time()
             try:
-                event = decide(draft, waiting.command)
+                event = decide(draft.state, waiting.command)
                 entry = link(head, event, now) if event is not None else None
             except Exception as refusal:
                 # It may rest on what is not durable yet: it is told with the rest.
                 waiting.verdict = refusal
                 continue
             if event is not None and entry is not None:
-                fold(draft, event, now)
+                fold(draft.state, event, now)
                 head = Head.of(entry)
-                happened.append((event, now))
                 entries.append(entry)
-        return happened, entries
+        return draft, entries
 
     async def _settle(self) -> list[Entry]:
         """Take over what the store holds after the head, and return it.
@@ -192,14 +187,15 @@ class Writer:
             entries = list(await self._on_thread(lambda: self._store.read(max(0, known.sequence - 1))))
             if known.sequence and (not entries or Head.of(entries.pop(0)) != known):
                 raise JournalBroken(known.sequence)
-            replay(entries, _draft(self.state), known)
+            draft = Draft(self.state)
+            replay(entries, draft.state, known)
         except JournalBroken as broken:
             _log.error("journal_broken", sequence=broken.sequence)
             raise _lost(broken) from broken
         except Exception as error:
             _log.warning("store_unreadable", exception=type(error).__name__, problem=str(error))
             raise _unconfirmed() from error
-        replay(entries, self.state, known)
+        draft.adopt()
         self._take(entries)
         self._settled = True
         return entries
@@ -231,25 +227,6 @@ class Writer:
                 waiting.answer.set_result(self.head)
             else:
                 waiting.answer.set_exception(problem)
-
-
-def _draft(state: State) -> State:
-    """Return a state that starts as another, and whose changes leave that one alone."""
-
-    def over(known: dict[Any, Any]) -> Any:
-        # What they hold is immutable.
-        return ChainMap({}, known)
-
-    return State(
-        over(state.accounts),
-        over(state.grants),
-        over(state.reservations),
-        over(state.cap_changes),
-        over(state.requests),
-        state.rollback,
-        list(state.lost),
-        dict(state.debts),
-    )
 
 
 def _unconfirmed() -> MurmuraError:

@@ -17,6 +17,7 @@ from murmura.api.ledger.v1 import ledger_service_pb2 as ledger
 from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as trainer
 from murmura.api.trainer.v1 import trainer_service_pb2_grpc
+from services.common import tokens
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError
 from services.common.server import interceptors
@@ -239,3 +240,22 @@ async def test_callers_do_not_mix(channel):
     tokens = [mint(DEPLOYMENT, "deployment", name, ["analyst"], 60) for name in names]
     answers = await asyncio.gather(*(read_account(channel, metadata=bearer(one)) for one in tokens))
     assert [answer.account.name for answer in answers] == names
+
+
+async def test_a_token_that_was_good_expires_all_the_same(channel):
+    brief = token(lifetime=2)
+    assert (await read_account(channel, metadata=bearer(brief))).account.name == "analyst@test"
+    await asyncio.sleep(2.1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_account(channel, metadata=bearer(brief))
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_token_that_was_good_is_refused_once_its_key_is_withdrawn(channel, tmp_path):
+    known = token()
+    await read_account(channel, metadata=bearer(known))
+    (tmp_path / "trusted.json").write_text(json.dumps({"keys": [jwk(TRAINER, "trainer", ["worker"])]}))
+    await asyncio.sleep(tokens.REREAD_S + 0.1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_account(channel, metadata=bearer(known))
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
