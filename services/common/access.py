@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 _ANALYST = frozenset({"analyst", "steward"})
 _READER = frozenset({"analyst", "steward", "operator", "service"})
 _PEOPLE = frozenset({"analyst", "steward", "operator"})
@@ -75,6 +77,7 @@ _TABLE: dict[str, dict[str, frozenset[str]]] = {
 }
 
 
+@cache
 def allowed_roles(method: str) -> frozenset[str]:
     """Return the roles that may call a method; none for a method that is not listed.
 

@@ -21,7 +21,8 @@ from grpc_reflection.v1alpha import reflection
 from services.common.auth import Auth
 from services.common.config import ServiceSettings
 from services.common.interceptors import Interceptors
-from services.common.telemetry import Logs, Metrics, RequestIds, configure_logging, serve_metrics
+from services.common.logs import configure_logging
+from services.common.telemetry import Logs, Metrics, RequestIds, serve_metrics
 from services.common.tokens import TrustedKeys
 from services.common.validation import Validation
 

@@ -1,14 +1,11 @@
-"""Request ids, structured logs and metrics: what an operator sees of a call. Never a message's content."""
+"""Request ids, a log line for each call, and metrics: what an operator sees of a call. Never a message's content."""
 
 from __future__ import annotations
 
-import json
-import logging
 import random
 import re
-import sys
 import time
-from functools import cache, partial
+from functools import cache
 
 import structlog
 from prometheus_client import Counter, Histogram, start_http_server
@@ -21,44 +18,6 @@ _log = structlog.get_logger()
 
 _CALLS = Counter("murmura_rpc_total", "Calls by method and status code.", ["method", "code"])
 _SECONDS = Histogram("murmura_rpc_seconds", "Duration of calls by method.", ["method"])
-
-
-def configure_logging(service: str, log_format: str) -> None:
-    """Send structured logs to standard error, one line each.
-
-    Args:
-        service: stands in each line.
-        log_format: `json` or `console`.
-    """
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(_to_json)
-        if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=False)
-    )
-    structlog.configure(
-        processors=[
-            partial(_named, service),
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
-        ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    # grpc.aio logs the exceptions of handlers with their text, which could hold a row.
-    logging.getLogger("grpc").setLevel(logging.CRITICAL)
-
-
-_encode = json.JSONEncoder(default=repr, ensure_ascii=False).encode
-
-
-def _to_json(event: object, **_: object) -> str:
-    return _encode(event)
-
-
-def _named(service: str, logger: object, level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    event["service"] = service
-    return event
 
 
 def serve_metrics(port: int) -> None:
@@ -83,9 +42,13 @@ class RequestIds(CallInterceptor):
 class Logs(CallInterceptor):
     """Writes a line for each call: who, what, how it ended, how long."""
 
+    def __init__(self) -> None:
+        # Bound once: the module's own logger looks its configuration up at each line.
+        self._log = structlog.get_logger().bind()
+
     def after(self, call: Call) -> None:
         """Write the line."""
-        _log.info(
+        self._log.info(
             "call",
             method=call.method,
             code=call.outcome,

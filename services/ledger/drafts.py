@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections.abc import Iterator, MutableMapping
 from dataclasses import fields
 from typing import Any
 
@@ -24,20 +24,47 @@ class Draft:
 
     def __init__(self, base: State) -> None:
         self._base = base
-        # What the mappings hold is immutable, and nothing is ever deleted from the large ones.
-        self._changes: dict[str, dict[Any, Any]] = {name: {} for name in _MAPS}
-        maps: dict[str, Any] = {name: ChainMap(self._changes[name], getattr(base, name)) for name in _MAPS}
+        maps: dict[str, Any] = {name: _Overlay(getattr(base, name)) for name in _MAPS}
         self.state = State(**maps, rollback=base.rollback, lost=list(base.lost), debts=dict(base.debts))
 
     def adopt(self) -> None:
         """Change the other as the draft was changed."""
-        for name, changes in self._changes.items():
-            getattr(self._base, name).update(changes)
+        for name in _MAPS:
+            getattr(self._base, name).update(getattr(self.state, name).changes)
         self._base.rollback, self._base.lost, self._base.debts = (
             self.state.rollback,
             self.state.lost,
             self.state.debts,
         )
+
+
+class _Overlay(MutableMapping[Any, Any]):
+    """A mapping's changes over the mapping. What it holds is immutable, and nothing is ever deleted from it."""
+
+    def __init__(self, below: dict[Any, Any]) -> None:
+        self.changes: dict[Any, Any] = {}
+        self._below = below
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.changes[key] if key in self.changes else self._below[key]
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self.changes[key] if key in self.changes else self._below.get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.changes or key in self._below
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.changes[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._below | self.changes)
+
+    def __len__(self) -> int:
+        return len(self._below | self.changes)
 
 
 def copied(state: State) -> State:

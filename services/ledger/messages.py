@@ -13,6 +13,12 @@ from services.ledger import accounting
 from services.ledger.journal import Entry, Head
 from services.ledger.state import Account, Amount, Grant, Reservation, Rollback
 
+_STATES = {
+    "PENDING": ledger_pb2.RESERVATION_STATE_PENDING,
+    "COMMITTED": ledger_pb2.RESERVATION_STATE_COMMITTED,
+    "RELEASED": ledger_pb2.RESERVATION_STATE_RELEASED,
+}
+
 
 def cap_of(account: Account) -> accounting.Cap:
     """Return an account's cap as the accounting knows it."""
@@ -134,14 +140,13 @@ def grant_message(account: str, principal: str, grant: Grant) -> ledger_pb2.Gran
 
 def reservation_message(reservation: Reservation) -> ledger_pb2.Reservation:
     """Return a reservation as a message."""
-    kind = "UNLIMITED" if reservation.unlimited else "PRIVATE"
     message = ledger_pb2.Reservation(
         name=reservation.name,
         principal=reservation.principal,
         job=reservation.job,
-        kind=ledger_pb2.ReservationKind.Value(f"RESERVATION_KIND_{kind}"),
+        kind=(ledger_pb2.RESERVATION_KIND_UNLIMITED if reservation.unlimited else ledger_pb2.RESERVATION_KIND_PRIVATE),
         price=price_message(reservation.price),
-        state=ledger_pb2.ReservationState.Value(f"RESERVATION_STATE_{reservation.state}"),
+        state=_STATES[reservation.state],
         create_time=_timestamp(reservation.time),
     )
     if not reservation.unlimited:
@@ -181,6 +186,5 @@ def entry_message(entry: Entry) -> ledger_pb2.Entry:
 
 
 def _timestamp(seconds: float) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e9))
-    return stamp
+    whole = int(seconds)
+    return Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))

@@ -70,12 +70,13 @@ def unreachable(problem: Exception) -> MurmuraError:
 def behind(rollback: Rollback) -> MurmuraError:
     """Return the refusal of a ledger that was restored from an older backup."""
     since = datetime.fromtimestamp(rollback.ledger_time, UTC).isoformat(timespec="seconds")
+    missing = f"after entry {rollback.ledger_sequence} of {since}" if rollback.ledger_sequence else "from the beginning"
     return MurmuraError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "LEDGER_BEHIND_WITNESS",
         f"The ledger has been restored from an older backup: it was seen at entry {rollback.sequence}, and what was "
-        f"recorded after entry {rollback.ledger_sequence} of {since} may be missing. Nothing is spent until its newest "
-        "journal is back, or a steward gives the lost entries up with `murmura budget resolve`.",
+        f"recorded {missing} may be missing. Nothing is spent until its newest journal is back, or a steward gives the "
+        "lost entries up with `murmura budget resolve`.",
         {
             "known_sequence": str(rollback.sequence),
             "known_hash": rollback.head_hash,

@@ -58,7 +58,9 @@ class Writer:
         self._store = store
         # Its own thread, so that no number of slow prices keeps an append waiting.
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._queue: deque[_Waiting] = deque()
+        self._called = asyncio.Event()
+        self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._settled = True
         self._snapshot_at = 0
@@ -78,7 +80,7 @@ class Writer:
 
     async def stop(self) -> None:
         """Serve what is waiting, then stop."""
-        await self._queue.join()
+        await self._idle.wait()
         if self._task:
             self._task.cancel()
         self._thread.shutdown()
@@ -112,28 +114,29 @@ class Writer:
                 the store has lost entries.
         """
         waiting = _Waiting(command, asyncio.get_running_loop().create_future())
-        await self._queue.put(waiting)
+        self._queue.append(waiting)
+        self._called.set()
+        self._idle.clear()
         return await waiting.answer
 
     async def _run(self) -> None:
         while True:
-            batch = [await self._queue.get()]
+            if not self._queue:
+                self._called.clear()
+                self._idle.set()
+                await self._called.wait()
             # While each turn of the loop brings more, waiting for the next makes one flush of many.
-            waiting = -1
-            while waiting < self._queue.qsize() < MOST_IN_ONE_APPEND:
-                waiting = self._queue.qsize()
+            seen = 0
+            while seen < len(self._queue) < MOST_IN_ONE_APPEND:
+                seen = len(self._queue)
                 await asyncio.sleep(0)
-            while len(batch) < MOST_IN_ONE_APPEND and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), MOST_IN_ONE_APPEND))]
             try:
                 await self._serve(batch)
             except Exception as error:
                 # Whatever it was: these callers are told, the next ones are served, from what the store holds.
                 self._settled = False
                 self._answer(batch, error)
-            finally:
-                for _ in batch:
-                    self._queue.task_done()
 
     async def _serve(self, batch: list[_Waiting]) -> None:
         if not self._settled:
