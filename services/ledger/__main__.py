@@ -7,10 +7,12 @@ import sqlite3
 import sys
 
 import grpc
+from prometheus_client import REGISTRY
 
 from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from services.common.server import Lifecycle, serve
 from services.ledger.journal import JournalBroken, Store, StoreUnusable
+from services.ledger.metrics import LedgerCollector
 from services.ledger.service import LedgerService
 from services.ledger.settings import LedgerSettings
 from services.ledger.sqlite_store import SqliteStore
@@ -27,6 +29,7 @@ async def main() -> int:
         writer = Writer(store)
         await writer.start()
         lifecycle.resources.push_async_callback(writer.stop)
+        REGISTRY.register(LedgerCollector(writer))
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerService(writer, store), server)
         return ["murmura.api.ledger.v1.LedgerService"]
 

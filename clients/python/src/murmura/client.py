@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from murmura.api.inference.v1 import inference_pb2
     from murmura.api.ledger.v1 import ledger_pb2
     from murmura.api.trainer.v1 import trainer_pb2
+    from murmura.budget import Budget
 
 _NAMESPACE = uuid.UUID("6c1f8a52-7d3b-5f0e-9f57-3f2f6c0b9a11")
 _newest: list[Client] = []
@@ -130,8 +131,14 @@ class Client:
             raise MurmuraError("The dataset service ended the registration without an answer; try again.")
         return RemoteDataset(self, answer.dataset)
 
+    def budget(self, name: str) -> Budget:
+        """Return a budget to look at: `accounts/…`, or a dataset's by the dataset's name."""
+        from murmura.budget import Budget
+
+        return Budget(self.account(name))
+
     def account(self, name: str) -> ledger_pb2.Account:
-        """Return a budget: `accounts/…`, or a dataset's by the dataset's name."""
+        """Return what the ledger says of a budget: `accounts/…`, or a dataset's by the dataset's name."""
         from murmura.api.ledger.v1 import ledger_service_pb2 as messages
 
         account = name if name.startswith("accounts/") else self.dataset(name).resource.account

@@ -11,6 +11,7 @@ from murmura.frame import RemoteFrame
 
 if TYPE_CHECKING:
     from murmura.api.ledger.v1 import ledger_pb2
+    from murmura.budget import Budget
     from murmura.client import Client
 
 
@@ -33,18 +34,23 @@ class RemoteDataset:
 
     @property
     def account(self) -> ledger_pb2.Account:
-        """Its budget, as it stands now."""
+        """What the ledger says of its budget, as it stands now."""
         return self._client.account(self.resource.account)
+
+    @property
+    def budget(self) -> Budget:
+        """Its budget to look at, as it stands now."""
+        return self._client.budget(self.resource.account)
 
     @property
     def epsilon(self) -> float:
         """The greatest target epsilon that one more job could be given."""
-        return self.account.left_epsilon
+        return self.budget.left_epsilon
 
     @property
     def max_epsilon(self) -> float:
         """The cap."""
-        return self.account.epsilon
+        return self.budget.epsilon
 
     def as_pandas(self) -> RemoteFrame:
         """Return a remote frame: schema and mock rows, never private rows."""
@@ -58,12 +64,7 @@ class RemoteDataset:
         )
 
     def _repr_html_(self) -> str:
-        account = self.account
-        share = min(1.0, account.spent_epsilon / account.epsilon) if account.epsilon else 1.0
-        colour = "#2e7d32" if share < 0.6 else "#ef6c00" if share < 0.9 else "#c62828"
         return (
             f"<p><b>{html.escape(self.name)}</b>, {self.resource.row_count} rows of "
-            f"{self.resource.unit_count} privacy units</p>"
-            f"<div style='width:20em;border:1px solid #888'><div style='width:{share:.0%};background:{colour};"
-            f"height:.8em'></div></div><small>ε = {account.spent_epsilon:.2f} of {account.epsilon:g} spent</small>"
+            f"{self.resource.unit_count} privacy units</p>{self.budget._repr_html_()}"
         )

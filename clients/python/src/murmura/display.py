@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from murmura.api.ledger.v1 import ledger_pb2
     from murmura.api.trainer.v1 import trainer_pb2
+    from murmura.budget import Budget
 
 console = Console(highlight=False)
 BAR_WIDTH = 40
@@ -82,18 +83,52 @@ def budget_bar(spent: float, cap: float) -> Text:
     return bar
 
 
-def show_account(account: ledger_pb2.Account) -> None:
-    """Print a budget."""
-    console.print(Text(account.name, style="bold"))
-    console.print(budget_bar(account.spent_epsilon, account.epsilon))
-    say(f"left for one more job: ε = {account.left_epsilon:.4g} at δ = {account.delta:.2g}")
-    say(
-        f"units: {account.spent.units} spent, {account.pending.units} pending, of {account.capacity.units} "
-        f"(one unit: noise multiplier {account.unit.noise_multiplier:g}, "
-        f"sampling probability {account.unit.sampling_probability:g})"
-    )
-    allowed = "allowed" if account.unlimited_allowed else "not allowed"
-    say(f"jobs without privacy: {account.unlimited_jobs} recorded, {allowed}")
+def bar(budget: Budget, width: int = BAR_WIDTH) -> Text:
+    """Return a bar that tells spent, pending and left apart, by colour and by pattern. It counts units."""
+    spent, pending, left = budget.parts(width)
+    units = budget.units
+    share = (units.spent + units.pending) / units.cap if units.cap else 1.0
+    text = Text().append("█" * spent, style="green" if share < 0.6 else "yellow" if share < 0.9 else "red")
+    text.append("▒" * pending, style="cyan")
+    text.append("░" * left, style="dim")
+    return text
+
+
+def show_account(account: ledger_pb2.Account, parts: str = "") -> None:
+    """Print a budget.
+
+    Args:
+        account: what the ledger says of it.
+        parts: spent and pending apart, where that is known: the ledger's own epsilon is of both together.
+    """
+    from murmura.budget import Budget, grouped
+
+    budget = Budget(account)
+    noise, probability = account.unit.noise_multiplier, account.unit.sampling_probability
+    pool = Text(f"{100 * budget.pool_used:.0f} % used of the δ that is set aside; each job takes a little")
+    if budget.pool_used >= 1:
+        pool = Text("used up: no more jobs, whatever is left; ask a steward", style="bold red")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("  used", Text(f"ε = {budget.spent_epsilon:.4g} of {budget.epsilon:g} at δ = {budget.delta:.2g}"))
+    if parts:
+        table.add_row("", Text(parts))
+    table.add_row("  left", Text(f"ε = {budget.left_epsilon:.4g} for one more job"))
+    table.add_row("  units", Text(f"{budget.shares()} of {grouped(budget.units.cap)}"))
+    table.add_row("  one unit", Text(f"a step with noise multiplier {noise:g}, sampling probability {probability:g}"))
+    table.add_row("  attacker", Text(budget.attacker()))
+    table.add_row("  pool", pool)
+    table.add_row("  no privacy", Text(_without_privacy(account)))
+    console.print(Text(budget.account, style="bold"))
+    console.print(Text("  ") + bar(budget) + Text("  counts units; ε does not add up", style="dim"))
+    console.print(table)
+
+
+def _without_privacy(account: ledger_pb2.Account) -> str:
+    count, principals = account.unlimited_jobs, ", ".join(account.unlimited_principals)
+    allowed = ("allowed" + (f" for {principals}" if principals else "")) if account.unlimited_allowed else "not allowed"
+    return f"{count} job{'' if count == 1 else 's'} recorded, {allowed}"
 
 
 def show_result(job: trainer_pb2.TrainingJob) -> None:

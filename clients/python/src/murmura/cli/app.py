@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from murmura.cli import budget
+from murmura.cli.resolve import resolve
+from murmura.cli.shared import AsJson, Role, client, print_messages
 from murmura.errors import MurmuraError
 
 app = typer.Typer(
@@ -19,14 +22,12 @@ app = typer.Typer(
     add_completion=True,
     help="Fine-tune on private text, with differential privacy.",
 )
-budget = typer.Typer(no_args_is_help=True, help="What a dataset may give away, and what it has.")
 jobs = typer.Typer(no_args_is_help=True, help="Training jobs.")
-app.add_typer(budget, name="budget")
+budget.app.command()(resolve)
+app.add_typer(budget.app, name="budget")
 app.add_typer(jobs, name="jobs")
 
 State = Annotated[Path, typer.Option(help="State directory of the local Murmura.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Role = Annotated[str, typer.Option(help="Whose token to use: analyst, steward or operator.")]
 DEFAULT_STATE = Path(".murmura")
 
 
@@ -95,9 +96,9 @@ def doctor(state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
 @app.command()
 def datasets(as_json: AsJson = False, role: Role = "analyst") -> None:
     """List the datasets that you may use."""
-    found = [item.resource for item in _client(role).datasets()]
+    found = [item.resource for item in client(role).datasets()]
     if as_json:
-        _print_messages(found)
+        print_messages(found)
         return
     for item in found:
         typer.echo(
@@ -107,55 +108,14 @@ def datasets(as_json: AsJson = False, role: Role = "analyst") -> None:
         typer.echo("No dataset yet. A steward registers one: Client(role='steward').register(…).")
 
 
-@budget.command("show")
-def budget_show(dataset: str, as_json: AsJson = False, role: Role = "analyst") -> None:
-    """Show a dataset's budget: cap, spent, pending, left."""
-    from murmura import display
-
-    account = _client(role).account(dataset)
-    if as_json:
-        _print_messages([account])
-    else:
-        display.show_account(account)
-
-
-@budget.command("history")
-def budget_history(dataset: str, as_json: AsJson = False, role: Role = "analyst") -> None:
-    """List the journal entries of a dataset's budget, oldest first."""
-    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
-
-    client = _client(role)
-    name = client.account(dataset).name
-    request = messages.ListEntriesRequest(account=name, page_size=1000)
-    entries = client.stub("ledger").call("ListEntries", request).entries
-    if as_json:
-        _print_messages(entries)
-        return
-    for entry in entries:
-        when = entry.create_time.ToDatetime().isoformat(" ", "seconds")
-        typer.echo(f"{entry.sequence:>5}  {when}  {entry.kind:<10} {entry.principal:<20} {entry.hash[:12]}")
-
-
-@budget.command("verify")
-def budget_verify(as_json: AsJson = False, role: Role = "analyst") -> None:
-    """Check the ledger's hash chain from the first entry to the last."""
-    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
-
-    answer = _client(role).stub("ledger").call("VerifyJournal", messages.VerifyJournalRequest(), timeout_s=300)
-    if as_json:
-        _print_messages([answer])
-    else:
-        typer.echo(f"✓ {answer.entries} entries, head {answer.receipt.head_hash}")
-
-
 @jobs.command("list")
 def jobs_list(as_json: AsJson = False, role: Role = "analyst") -> None:
     """List jobs, newest first."""
     from murmura import display
 
-    found = _client(role).jobs()
+    found = client(role).jobs()
     if as_json:
-        _print_messages(found)
+        print_messages(found)
         return
     for job in found:
         promise = "no privacy" if job.plan.statement.unlimited else f"ε {job.plan.statement.epsilon:.4g}"
@@ -170,8 +130,8 @@ def jobs_watch(name: str, role: Role = "analyst") -> None:
     from murmura.client import qualified
     from murmura.evaluation import follow
 
-    client = _client(role)
-    display.show_result(follow(client, _job(client, qualified("trainingJobs", name))))
+    asker = client(role)
+    display.show_result(follow(asker, _job(asker, qualified("trainingJobs", name))))
 
 
 @jobs.command("cancel")
@@ -181,10 +141,10 @@ def jobs_cancel(name: str, role: Role = "analyst") -> None:
     from murmura.api.trainer.v1 import trainer_service_pb2 as messages
     from murmura.client import qualified
 
-    client = _client(role)
+    asker = client(role)
     request = messages.CancelTrainingJobRequest(name=qualified("trainingJobs", name))
-    request.request_id = client.request_id(request)
-    job = client.stub("trainer").call("CancelTrainingJob", request).training_job
+    request.request_id = asker.request_id(request)
+    job = asker.stub("trainer").call("CancelTrainingJob", request).training_job
     typer.echo(f"{job.name}: {display.state_name(job)}; {job.stage}".rstrip("; "))
 
 
@@ -201,9 +161,7 @@ def sample(
     """Continue a prompt. Costs no privacy."""
     from murmura.llm import Served
 
-    texts = Served(model, _client(role)).sample(
-        [prompt] * count, temperature=temperature, max_new_tokens=max_new_tokens
-    )
+    texts = Served(model, client(role)).sample([prompt] * count, temperature=temperature, max_new_tokens=max_new_tokens)
     typer.echo(json.dumps(texts, ensure_ascii=False) if as_json else "\n".join(prompt + text for text in texts))
 
 
@@ -226,16 +184,10 @@ def main() -> None:
         sys.exit(130)
 
 
-def _client(role: str) -> Any:
-    from murmura.client import Client
-
-    return Client(role=role)
-
-
-def _job(client: Any, name: str) -> Any:
+def _job(asker: Any, name: str) -> Any:
     from murmura.api.trainer.v1 import trainer_service_pb2 as messages
 
-    return client.stub("trainer").call("GetTrainingJob", messages.GetTrainingJobRequest(name=name)).training_job
+    return asker.stub("trainer").call("GetTrainingJob", messages.GetTrainingJobRequest(name=name)).training_job
 
 
 def _models(options: list[str]) -> dict[str, str]:
@@ -247,12 +199,6 @@ def _models(options: list[str]) -> dict[str, str]:
         path = Path(location)
         models[name] = str(path.resolve()) if path.exists() else location
     return models
-
-
-def _print_messages(found: Any) -> None:
-    from google.protobuf.json_format import MessageToDict
-
-    typer.echo(json.dumps([MessageToDict(item) for item in found], ensure_ascii=False))
 
 
 def _show_status(statuses: Any) -> None:
