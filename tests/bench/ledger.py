@@ -212,7 +212,7 @@ async def measure(store: str, server: Server, table: Table) -> dict[str, float]:
     for name, seen in (("echo", echo), ("one account", on_one), ("64 accounts", on_many)):
         ratios = (f"{seen.rate / echo.rate:.2f}", f"{seen.p99 / echo.p99:.2f}")
         figures = (f"{seen.rate:.0f}", f"{seen.p50:.1f}", f"{seen.p99:.1f}")
-        table.add_row(store, name, *figures, *ratios, f"{flushes:.0f}" if seen is on_one else "")
+        table.add_row(f"{store}: {name}", *figures, *ratios, f"{flushes:.0f}" if seen is on_one else "")
     return {
         "one_account_over_echo": round(on_one.rate / echo.rate, 3),
         "many_accounts_over_echo": round(on_many.rate / echo.rate, 3),
@@ -225,7 +225,8 @@ async def measure(store: str, server: Server, table: Table) -> dict[str, float]:
 def main() -> int:
     """Run the benchmark; returns the exit code."""
     table = Table(title=f"{CLIENTS} clients, each one call at a time: reserve, commit, reserve, …")
-    for heading in ("store", "", "calls/s", "p50, ms", "p99, ms", "rate / echo", "p99 / echo", "flushes/s"):
+    table.add_column("", no_wrap=True)
+    for heading in ("calls/s", "p50, ms", "p99, ms", "rate / echo", "p99 / echo", "flushes/s"):
         table.add_column(heading, justify="right")
     found = {}
     directory = Path(tempfile.mkdtemp(prefix="bench-ledger-", dir=Path.cwd()))
