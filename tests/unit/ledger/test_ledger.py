@@ -1,11 +1,6 @@
-"""The ledger's rules against a naive model, over thousands of interleavings, with crashes in between."""
+"""The ledger's rules, one by one; `test_interleavings.py` mixes them."""
 
-import json
-
-import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from services.ledger.journal import Entry, Head, JournalBroken, digest, link, replay
 from services.ledger.ledger import decide, fold
@@ -13,7 +8,6 @@ from services.ledger.state import Amount, Event, Refusal, State
 
 TERMS = {"unlimited_allowed": True, "unlimited_principals": ["ann"], "epsilon": 1.0}
 ACCOUNT = "accounts/a"
-PEOPLE = st.sampled_from(["ann", "bob"])
 
 
 def command(kind, request_id, data, principal="ann", body="b"):
@@ -47,99 +41,6 @@ class Ledger:
             fold(self.state, decided, 1.0)
             self.entries.append(entry)
             self.head = Head(entry.sequence, entry.hash)
-
-
-class Interleavings(RuleBasedStateMachine):
-    reservations = Bundle("reservations")
-
-    def __init__(self):
-        super().__init__()
-        self.ledger = Ledger()
-        self.ledger.do(opened())
-        self.model = {}  # name -> [principal, units, state, committed]
-        self.grants = {}
-        self.count = 0
-
-    def used(self, principal=None):
-        return sum(
-            units if state == "PENDING" else committed
-            for who, units, state, committed in self.model.values()
-            if principal in (None, who)
-        )
-
-    def fresh(self):
-        self.count += 1
-        return f"q{self.count}"
-
-    @rule(target=reservations, units=st.integers(-1, 60), who=PEOPLE)
-    def reserve(self, units, who):
-        request_id = self.fresh()
-        share = self.grants.get(who, 0) if self.grants else 100
-        jobs = sum(state != "RELEASED" for _, _, state, _ in self.model.values())
-        fits = 0 < units <= 100 - self.used() and units <= share - self.charged(who)
-        event = reserve(request_id, units, who)
-        if fits and jobs < 10:
-            self.ledger.do(event)
-            self.model[f"r/{request_id}"] = [who, units, "PENDING", 0]
-        elif not fits:
-            with pytest.raises(Refusal):
-                self.ledger.do(event)
-        return f"r/{request_id}"
-
-    def charged(self, who):
-        # A grant counts from when it is given; the machine charges what is reserved after that.
-        grant = self.ledger.state.grants.get((ACCOUNT, who))
-        return grant.charged.units if grant else 0
-
-    @rule(name=reservations, units=st.integers(0, 70))
-    def commit(self, name, units):
-        entry = self.model.get(name)
-        event = commit(self.fresh(), name, units)
-        if entry and entry[2] == "PENDING" and units <= entry[1]:
-            self.ledger.do(event)
-            entry[2:] = ["COMMITTED", units]
-        else:
-            with pytest.raises(Refusal):
-                self.ledger.do(event)
-
-    @rule(name=reservations)
-    def release(self, name):
-        entry = self.model.get(name)
-        event = command("release", self.fresh(), {"name": name})
-        if entry and entry[2] == "PENDING":
-            self.ledger.do(event)
-            entry[2:] = ["RELEASED", 0]
-        else:
-            with pytest.raises(Refusal):
-                self.ledger.do(event)
-
-    @rule()
-    def retry_everything(self):
-        """Every request that ever happened, once more: nothing may change."""
-        before = len(self.ledger.entries)
-        for entry in list(self.ledger.entries):
-            self.ledger.do(entry.event()[0])
-        assert len(self.ledger.entries) == before
-
-    @rule()
-    def crash_and_replay(self):
-        stored = [Entry(**json.loads(json.dumps(vars(entry)))) for entry in self.ledger.entries]
-        state, head = replay(stored)
-        assert (state, head) == (self.ledger.state, self.ledger.head)
-        self.ledger.state, self.ledger.head = state, head
-
-    @invariant()
-    def books_balance(self):
-        account = self.ledger.state.accounts[ACCOUNT]
-        pending = sum(e[1] for e in self.model.values() if e[2] == "PENDING")
-        spent = sum(e[3] for e in self.model.values() if e[2] == "COMMITTED")
-        assert (account.pending.units, account.spent.units) == (pending, spent)
-        assert account.spent.fits(account.capacity)
-        assert (account.spent + account.pending).fits(account.capacity)
-
-
-Interleavings.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
-TestInterleavings = Interleavings.TestCase
 
 
 def ready(**changes):
@@ -248,3 +149,17 @@ def test_a_missing_entry_breaks_the_chain():
         ledger.do(reserve(request_id, 5))
     with pytest.raises(JournalBroken):
         replay([ledger.entries[0], *ledger.entries[2:]])
+
+
+def test_a_share_counts_what_its_owner_had_before():
+    ledger = ready()
+    ledger.do(reserve("1", 20))
+    ledger.do(reserve("2", 15))
+    ledger.do(commit("3", "r/2", 10))
+    assert refused(ledger, command("grant", "4", {"principal": "ann", "share": [29, 5]})) == "GRANT_EXHAUSTED"
+    ledger.do(command("grant", "5", {"principal": "ann", "share": [40, 5]}))
+    assert refused(ledger, reserve("6", 11)) == "GRANT_EXHAUSTED"
+    ledger.do(command("release", "7", {"name": "r/1"}))
+    assert ledger.state.grants[ACCOUNT, "ann"].charged == Amount(10, 1)
+    assert refused(ledger, reserve("8", 31)) == "GRANT_EXHAUSTED"
+    ledger.do(reserve("9", 30))
