@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from typing import Any
 
 from services.ledger.journal import Head, Store, replay
@@ -37,17 +36,18 @@ def dump(state: State, head: Head) -> str:
     """Return a snapshot as text: a digest, a line break, JSON."""
     facts = {
         "format": FORMAT,
-        "head": asdict(head),
-        "accounts": [asdict(account) for account in state.accounts.values()],
-        "grants": [[*key, asdict(grant)] for key, grant in state.grants.items()],
-        "reservations": [asdict(reservation) for reservation in state.reservations.values()],
+        "head": vars(head),
+        "accounts": [vars(account) for account in state.accounts.values()],
+        "grants": [[*key, vars(grant)] for key, grant in state.grants.items()],
+        "reservations": [vars(reservation) for reservation in state.reservations.values()],
         "cap_changes": state.cap_changes,
         "requests": state.requests,
-        "rollback": asdict(state.rollback) if state.rollback else None,
+        "rollback": vars(state.rollback) if state.rollback else None,
         "lost": state.lost,
-        "debts": {name: asdict(amount) for name, amount in state.debts.items()},
+        "debts": state.debts,
     }
-    body = json.dumps(facts, ensure_ascii=False, allow_nan=False)
+    # What the encoder does not know are amounts.
+    body = json.dumps(facts, ensure_ascii=False, allow_nan=False, default=vars)
     return f"{_digest(body)}\n{body}"
 
 

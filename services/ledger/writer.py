@@ -65,6 +65,7 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._settled = True
         self._snapshot_at = 0
+        self._saving: asyncio.Task[None] | None = None
         self._hashes: deque[str] = deque(maxlen=HASHES_KEPT)
         self.state, self.head = State(), Head()
 
@@ -82,6 +83,8 @@ class Writer:
     async def stop(self) -> None:
         """Serve what is waiting, then stop."""
         await self._idle.wait()
+        if self._saving:
+            await self._saving
         if self._task:
             self._task.cancel()
         self._thread.shutdown()
@@ -160,8 +163,10 @@ class Writer:
                 draft.adopt()
                 self._take(entries)
         self._answer(batch)
-        if self.head.sequence - self._snapshot_at >= ENTRIES_PER_SNAPSHOT:
-            await self._save_snapshot()
+        # The longer the journal, the rarer: all snapshots together cost less than the last few.
+        grown = self.head.sequence - self._snapshot_at
+        if grown >= max(ENTRIES_PER_SNAPSHOT, self.head.sequence // 2) and self._saving is None:
+            self._saving = asyncio.create_task(self._save_snapshot(*self.copy()))
 
     def _decide(self, batch: list[_Waiting]) -> tuple[Draft, list[Entry]]:
         """Decide a batch on a draft, since others read the state while the append is under way."""
@@ -212,14 +217,15 @@ class Writer:
             self._hashes.append(entry.hash)
             self.head = Head.of(entry)
 
-    async def _save_snapshot(self) -> None:
-        self._snapshot_at = self.head.sequence
+    async def _save_snapshot(self, state: State, head: Head) -> None:
         try:
-            # Nothing is folded meanwhile: that is done by the task that waits here.
-            await self._on_thread(lambda: self._store.save_snapshot(snapshots.dump(self.state, self.head)))
+            text = await asyncio.to_thread(snapshots.dump, state, head)
+            await self._on_thread(lambda: self._store.save_snapshot(text))
         except Exception as error:
             # The next start takes longer; that is all.
             _log.warning("snapshot_not_saved", exception=type(error).__name__, problem=str(error))
+        finally:
+            self._snapshot_at, self._saving = head.sequence, None
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
