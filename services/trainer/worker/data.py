@@ -23,14 +23,41 @@ _TOKENIZER_BATCH = 512
 
 
 @dataclass(frozen=True)
+class Row:
+    """One tokenised text. Kept out of `repr`.
+
+    Attributes:
+        ids: token ids, int64, shape (length,); empty for a text without tokens.
+        labels: `ids` where a token is to be predicted, `IGNORED` elsewhere; same shape. The first is never predicted.
+    """
+
+    ids: NDArray[np.int64] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+
+    @classmethod
+    def of(cls, ids: Sequence[int] | NDArray[np.int64]) -> Row:
+        """Return a row in which every token is predicted from those before it."""
+        tokens = np.asarray(ids, dtype=np.int64)
+        return cls(tokens, tokens)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a token to predict; a row that trains nothing takes no part."""
+        return bool((self.labels[1:] != IGNORED).any())
+
+
+@dataclass(frozen=True)
 class Unit:
     """One privacy unit: all rows that stand or fall together.
 
     Attributes:
-        rows: token ids of its rows, each int64 of shape (length,); may be empty. Kept out of `repr`.
+        rows: its tokenised rows; may be empty. Kept out of `repr`.
     """
 
-    rows: tuple[NDArray[np.int64], ...] = field(repr=False)
+    rows: tuple[Row, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -52,7 +79,7 @@ class MicroBatch:
     weights: Tensor
 
 
-def encode_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[NDArray[np.int64]]:
+def encode_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[Row]:
     """Tokenise texts as `bos text eos`, cut to `max_length` tokens (a cut text has no eos).
 
     Args:
@@ -61,7 +88,7 @@ def encode_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[N
         max_length: at least 2.
 
     Returns:
-        One int64 array per text, shape (length,); empty for a text without tokens.
+        One row per text; empty for a text without tokens.
     """
     if max_length < 2:
         raise ValueError("max_length must leave room for at least two tokens")
@@ -70,17 +97,16 @@ def encode_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[N
     if bos is None or eos is None:
         raise ValueError("the tokenizer of the base model has no end-of-text token")
     everything = list(texts)
-    encoded: list[NDArray[np.int64]] = []
+    encoded: list[Row] = []
     for start in range(0, len(everything), _TOKENIZER_BATCH):
         batch = everything[start : start + _TOKENIZER_BATCH]
         for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            row = [bos, *ids, eos][:max_length] if ids else []
-            encoded.append(np.asarray(row, dtype=np.int64))
+            encoded.append(Row.of([bos, *ids, eos][:max_length] if ids else []))
     return encoded
 
 
 def group_units(
-    rows: Sequence[NDArray[np.int64]],
+    rows: Sequence[Row],
     unit_indices: Sequence[int],
     unit_count: int,
     max_rows_per_unit: int,
@@ -89,7 +115,7 @@ def group_units(
     """Group rows by unit and choose at random, once, which rows of a large unit take part.
 
     Args:
-        rows: tokenised rows; empty ones are left out.
+        rows: tokenised rows; those that train nothing are left out.
         unit_indices: the unit of each row, from 0.
         unit_count: number of slots, public; units without rows exist.
         max_rows_per_unit: at most so many rows of one unit take part in the whole run.
@@ -100,11 +126,11 @@ def group_units(
     """
     if max_rows_per_unit < 1:
         raise ValueError("max_rows_per_unit must be at least 1")
-    grouped: list[list[NDArray[np.int64]]] = [[] for _ in range(unit_count)]
+    grouped: list[list[Row]] = [[] for _ in range(unit_count)]
     for row, unit in zip(rows, unit_indices, strict=True):
         if not 0 <= unit < unit_count:
             raise ValueError("a row belongs to a unit that the dataset does not have")
-        if len(row) > 1:
+        if row.trains:
             grouped[unit].append(row)
     units = []
     for members in grouped:
@@ -135,11 +161,13 @@ def micro_batches(units: Sequence[Unit], token_budget: int, device: torch.device
         )
 
 
-def pad(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
     """Pad rows on the right to the longest; returns input ids and labels, both (rows, length)."""
     length = max(len(row) for row in rows)
-    labels = torch.full((len(rows), length), IGNORED, dtype=torch.int64)
-    for position, row in enumerate(rows):
-        labels[position, : len(row)] = torch.from_numpy(row)
     # Which token pads does not matter: nothing looks at it. Token 0 exists in every vocabulary.
-    return labels.clamp(min=0).to(device), labels.to(device)
+    ids = torch.zeros((len(rows), length), dtype=torch.int64)
+    labels = torch.full_like(ids, IGNORED)
+    for position, row in enumerate(rows):
+        ids[position, : len(row)] = torch.from_numpy(row.ids)
+        labels[position, : len(row)] = torch.from_numpy(row.labels)
+    return ids.to(device), labels.to(device)

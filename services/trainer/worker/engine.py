@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from services.trainer.worker.clipping import Clipping, clipped_sum
-from services.trainer.worker.data import Unit, micro_batches
+from services.trainer.worker.data import Row, Unit, micro_batches
 from services.trainer.worker.lora import UnitGradients, UnsupportedModelError
 from services.trainer.worker.loss import sequence_losses
 from services.trainer.worker.noise import GaussianNoise
@@ -159,8 +158,7 @@ class PrivateRun:
 
     def _probe(self) -> None:
         """Check on a public sequence that every adapter receives a gradient; noise would hide that none does."""
-        public = np.arange(8, dtype=np.int64)
-        self._collect([Unit((public,))])
+        self._collect([Unit((Row.of(range(8)),))])
         silent = self._gradients.silent_layers()
         if silent:
             raise UnsupportedModelError(f"{len(silent)} adapters get no gradient, first {silent[0]}")

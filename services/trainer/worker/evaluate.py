@@ -47,7 +47,7 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int
     Raises:
         ValueError: if no text has a token.
     """
-    rows = tuple(row for row in encode_rows(tokenizer, texts, max_length) if len(row) > 1)
+    rows = tuple(row for row in encode_rows(tokenizer, texts, max_length) if row.trains)
     if not rows:
         raise ValueError("there is no text to evaluate")
     device = next(model.parameters()).device

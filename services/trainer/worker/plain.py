@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from services.trainer.worker.data import pad
+from services.trainer.worker.data import Row, pad
 from services.trainer.worker.engine import OnStep, check_moved, snapshot
 from services.trainer.worker.loss import sequence_losses
 
@@ -51,7 +50,7 @@ class PlainSettings:
 
 def train_plain(
     model: Any,
-    rows: Sequence[NDArray[np.int64]],
+    rows: Sequence[Row],
     settings: PlainSettings,
     on_step: OnStep | None = None,
 ) -> None:
@@ -59,7 +58,7 @@ def train_plain(
 
     Args:
         model: from `model.add_adapter`; trained in place.
-        rows: tokenised rows (`data.encode_rows`); empty ones are left out.
+        rows: tokenised rows (`data.encode_rows`); those that train nothing are left out.
         settings: the run.
         on_step: called with the number of finished steps, and nothing else. What it raises stops the run.
 
@@ -67,7 +66,7 @@ def train_plain(
         ValueError: if there are no rows.
         AdapterUnmovedError: if an adapter is unchanged or not finite at the end.
     """
-    kept = [row for row in rows if len(row) > 1]
+    kept = [row for row in rows if row.trains]
     if not kept:
         raise ValueError("there are no rows to train on")
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -93,7 +92,7 @@ def _share_of_rate(done: int, steps: int) -> float:
     return min(1.0, (done + 1) / max(1.0, WARMUP * steps)) * (1.0 - done / steps)
 
 
-def _shuffled_batches(rows: Sequence[NDArray[np.int64]], settings: PlainSettings) -> Iterator[list[NDArray[np.int64]]]:
+def _shuffled_batches(rows: Sequence[Row], settings: PlainSettings) -> Iterator[list[Row]]:
     """Yield mini-batches for ever, every row once per pass, neighbours in length together."""
     generator = np.random.default_rng(settings.seed)
     size, lot = settings.batch_rows, settings.batch_rows * _LOT

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from services.trainer.worker.data import Unit
+from services.trainer.worker.data import Row, Unit
 from services.trainer.worker.engine import PrivateRun, TrainingSettings
 from services.trainer.worker.streams import RunKey
 
@@ -82,7 +82,9 @@ def make_units() -> Callable[..., list[Unit]]:
 
     def make(lengths: Sequence[Sequence[int]], seed: int = 3, lowest: int = 10) -> list[Unit]:
         generator = np.random.default_rng(seed)
-        return [Unit(tuple(generator.integers(lowest, VOCABULARY, length) for length in rows)) for rows in lengths]
+        return [
+            Unit(tuple(Row.of(generator.integers(lowest, VOCABULARY, length)) for length in rows)) for rows in lengths
+        ]
 
     return make
 
@@ -135,7 +137,7 @@ def unit_loop() -> Callable[..., torch.Tensor]:
         for unit in units:
             total = [torch.zeros_like(p) for p in parameters]
             for row in unit.rows:
-                ids = torch.from_numpy(row)[None]
+                ids = torch.from_numpy(row.ids)[None]
                 logits = model(input_ids=ids).logits[0, :-1]
                 loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
                 for part, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.worker.data import Unit, encode_rows, group_units, micro_batches
+from services.trainer.worker.data import Row, Unit, encode_rows, group_units, micro_batches
 from services.trainer.worker.loss import IGNORED
 
 CPU = torch.device("cpu")
@@ -25,13 +25,13 @@ class Letters:
 
 def test_rows_begin_and_end_and_are_cut():
     rows = encode_rows(Letters(), ["ab", "", "abcdefgh"], max_length=6)
-    assert [row.tolist() for row in rows] == [[0, 3, 4, 1], [], [0, 3, 4, 5, 6, 7]]
+    assert [row.ids.tolist() for row in rows] == [[0, 3, 4, 1], [], [0, 3, 4, 5, 6, 7]]
 
 
 def test_a_tokenizer_without_a_beginning_uses_its_end():
     tokenizer = Letters()
     tokenizer.bos_token_id = None
-    assert encode_rows(tokenizer, ["a"], 10)[0].tolist() == [1, 3, 1]
+    assert encode_rows(tokenizer, ["a"], 10)[0].ids.tolist() == [1, 3, 1]
     tokenizer.eos_token_id = None
     with pytest.raises(ValueError, match="no end-of-text"):
         encode_rows(tokenizer, ["a"], 10)
@@ -42,15 +42,15 @@ def test_many_rows_keep_their_order():
     assert [len(row) - 2 for row in encode_rows(Letters(), texts, 99)] == [len(t) for t in texts]
 
 
-def rows_of(*lengths: int) -> list[np.ndarray]:
-    return [np.full(length, index) for index, length in enumerate(lengths)]
+def rows_of(*lengths: int) -> list[Row]:
+    return [Row.of(np.full(length, index)) for index, length in enumerate(lengths)]
 
 
 def test_units_are_bounded_and_empty_slots_exist(key):
     rows = rows_of(3, 3, 0, 3, 3, 3, 0)
     units = group_units(rows, [4, 1, 1, 4, 4, 4, 2], 6, 2, key.stream("rows"))
     assert [len(unit.rows) for unit in units] == [0, 1, 0, 0, 2, 0]
-    chosen = {int(row[0]) for row in units[4].rows}
+    chosen = {int(row.ids[0]) for row in units[4].rows}
     assert len(chosen) == 2
     assert chosen <= {0, 3, 4, 5}
 
@@ -60,7 +60,7 @@ def test_every_row_of_a_large_unit_is_chosen_equally_often(key):
     counts = np.zeros(5)
     for _ in range(2000):
         for row in group_units(rows_of(2, 2, 2, 2, 2), [0] * 5, 1, 2, stream)[0].rows:
-            counts[row[0]] += 1
+            counts[row.ids[0]] += 1
     assert np.abs(counts - 800).max() < 5 * np.sqrt(800)
 
 
@@ -71,7 +71,7 @@ def test_a_row_of_an_unknown_unit_is_refused_without_its_text(key, unit):
 
 
 def test_a_unit_never_shows_its_rows():
-    assert repr(Unit((np.arange(5),))) == "Unit()"
+    assert repr(Unit((Row.of(range(5)),))) == "Unit()"
 
 
 @pytest.mark.parametrize("budget", [1, 16, 50, 10_000])
@@ -88,7 +88,9 @@ def test_micro_batches_hold_every_row_once_within_the_budget(make_units, budget)
             assert not ids[~kept].any()
             seen.append((int(unit), tuple(ids[kept].tolist())))
             assert weight == 1 / len(units[int(unit)].rows)
-    assert sorted(seen) == sorted((index, tuple(row.tolist())) for index, unit in enumerate(units) for row in unit.rows)
+    assert sorted(seen) == sorted(
+        (index, tuple(row.ids.tolist())) for index, unit in enumerate(units) for row in unit.rows
+    )
 
 
 def test_no_units_make_no_batch(make_units):

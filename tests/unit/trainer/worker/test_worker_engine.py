@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.worker.data import Unit, encode_rows
+from services.trainer.worker.data import Row, Unit, encode_rows
 from services.trainer.worker.engine import (
     AdapterUnmovedError,
     PrivateRun,
@@ -98,7 +98,7 @@ def test_an_empty_batch_adds_noise_and_takes_a_step(make_model, make_units, make
 
 def test_a_unit_whose_gradient_is_not_finite_adds_nothing(make_model, make_units, make_settings, update_of, key):
     units = make_units([[5, 9], [12], [7]], lowest=12)
-    bad = Unit((np.array([12, 11, 13]), units[1].rows[0]))
+    bad = Unit((Row.of([12, 11, 13]), units[1].rows[0]))
     model = make_model()
     model.get_input_embeddings().weight.data[11] = torch.nan
     found = update_of(PrivateRun(model, [units[0], bad, units[2]], make_settings(), key))

@@ -48,7 +48,7 @@ def test_row_gradients_equal_opacus_hooks(make_model, make_units):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = GradSampleModule(model, loss_reduction="sum")
-        ids = torch.stack([torch.from_numpy(unit.rows[0]) for unit in units])
+        ids = torch.stack([torch.from_numpy(unit.rows[0].ids) for unit in units])
         sequence_losses(reference(input_ids=ids).logits, ids).sum().backward()
         parameters = [p for p in model.parameters() if p.requires_grad]
         theirs = torch.cat([p.grad_sample.flatten(1) for p in parameters], dim=1)

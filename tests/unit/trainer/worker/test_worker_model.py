@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.trainer.worker import plain
-from services.trainer.worker.data import encode_rows
+from services.trainer.worker.data import Row, encode_rows
 from services.trainer.worker.engine import AdapterUnmovedError
 from services.trainer.worker.evaluate import perplexity, read_texts
 from services.trainer.worker.model import (
@@ -160,7 +160,7 @@ def test_plain_training_that_moves_nothing_is_an_error(location, monkeypatch):
 @pytest.mark.parametrize("count", [1, 12, 13, 1300])
 def test_plain_batches_hold_every_row_once_per_pass(count):
     lengths = np.random.default_rng(3).permutation(count) + 2
-    rows = [np.full(length, length, dtype=np.int64) for length in lengths]
+    rows = [Row.of(np.full(length, length)) for length in lengths]
     batches = plain._shuffled_batches(rows, PlainSettings(steps=1, batch_rows=12))
     passes = []
     for _ in range(2):
