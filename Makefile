@@ -12,7 +12,7 @@ export DEMO_DATA
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports protos codegen codegen-check pytest format lock \
-	demo demo-quick bench-accounting bench-ledger base-model up status down clean
+	demo demo-quick bench-accounting bench-ledger bench-train base-model up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-accounting: setup  ## noise our currency needs, beside the exact PLD and a
 
 bench-ledger: setup  ## durable bookkeeping beside a bare gRPC echo, with both stores
 	@$(BIN)/python -m tests.bench.ledger
+
+bench-train: setup  ## private fine-tuning beside plain LoRA and Opacus: tokens per second and memory
+	@$(BIN)/python -m tests.bench.train
 
 base-model: setup  ## pre-train the bundled base model on public text: CORPUS=medquad.txt.gz
 	@test -n "$(CORPUS)" || { echo "Name the text to train on: make base-model CORPUS=medquad.txt.gz"; exit 2; }

@@ -1,13 +1,12 @@
-"""From rows of text to tokenised privacy units, and from a batch of units to padded micro-batches.
+"""From rows of text to tokenised privacy units.
 
-Two rules keep a unit's influence its own: which rows of a unit take part depends on that unit (and chance) alone, and
-rows are never packed with another unit's into one sequence. An empty text has no tokens and takes no part, so that a
-unit whose rows are zeroed out contributes exactly nothing, which is what the neighbouring relation asks for.
+Which rows of a unit take part depends on that unit (and chance) alone. An empty text has no tokens and takes no part,
+so that a unit whose rows are zeroed out contributes exactly nothing, which is what the neighbouring relation asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,25 +57,6 @@ class Unit:
     """
 
     rows: tuple[Row, ...] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows of similar length, padded on the right.
-
-    Under a causal model padding on the right is never seen by what stands before it, so no attention mask is needed.
-
-    Attributes:
-        input_ids: shape (rows, length).
-        labels: shape (rows, length); `IGNORED` on padding.
-        unit_of_row: position of each row's unit among the units given; shape (rows,).
-        weights: one over the number of the unit's rows, so that a unit's loss is the mean over its rows; shape (rows,).
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    unit_of_row: Tensor
-    weights: Tensor
 
 
 def encode_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[Row]:
@@ -137,28 +117,6 @@ def group_units(
         order = stream.shuffled(len(members))[:max_rows_per_unit]
         units.append(Unit(tuple(members[position] for position in order)))
     return units
-
-
-def micro_batches(units: Sequence[Unit], token_budget: int, device: torch.device) -> Iterator[MicroBatch]:
-    """Cut the rows of some units into padded batches of at most `token_budget` tokens, the longest rows first.
-
-    Rows are ordered by length, so a unit may straddle batches; `unit_of_row` brings it together again. A row longer
-    than the budget gets a batch of its own.
-    """
-    rows = [(row, index, 1.0 / len(u.rows)) for index, u in enumerate(units) for row in u.rows]
-    rows.sort(key=lambda entry: -len(entry[0]))
-    start = 0
-    while start < len(rows):
-        longest = len(rows[start][0])
-        chosen = rows[start : start + max(1, token_budget // longest)]
-        start += len(chosen)
-        input_ids, labels = pad([row for row, _, _ in chosen], device)
-        yield MicroBatch(
-            input_ids=input_ids,
-            labels=labels,
-            unit_of_row=torch.tensor([index for _, index, _ in chosen], device=device),
-            weights=torch.tensor([weight for _, _, weight in chosen], dtype=torch.float64, device=device),
-        )
 
 
 def pad(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,17 +8,24 @@ batch size or clipped fraction is computed for anyone to see: each is a function
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from services.trainer.worker.batches import arranged, micro_batches
 from services.trainer.worker.clipping import Clipping, clipped_sum
-from services.trainer.worker.data import Row, Unit, micro_batches
+from services.trainer.worker.data import Unit
+from services.trainer.worker.execution import Execution, use_checkpointing
 from services.trainer.worker.lora import UnitGradients, UnsupportedModelError
-from services.trainer.worker.loss import sequence_losses
+from services.trainer.worker.loss import weighted_loss
 from services.trainer.worker.noise import GaussianNoise
+from services.trainer.worker.packing import PackedAttention
+from services.trainer.worker.probe import public_units, rows_are_apart, same_gradients
+from services.trainer.worker.ranks import Ranks
 from services.trainer.worker.sampling import PoissonSampler
 from services.trainer.worker.streams import RunKey
 
@@ -44,8 +51,6 @@ class TrainingSettings:
         max_rows_per_unit: most rows of a unit that take part.
         max_length: longest row in tokens.
         adam_betas: decay of Adam's two moments.
-        micro_batch_tokens: tokens of one forward; changes speed and memory, not the result.
-        gradient_memory_bytes: memory for per-unit gradients; likewise.
     """
 
     steps: int
@@ -58,8 +63,6 @@ class TrainingSettings:
     max_rows_per_unit: int = 4
     max_length: int = 256
     adam_betas: tuple[float, float] = (0.9, 0.999)
-    micro_batch_tokens: int = 2048
-    gradient_memory_bytes: int = 1 << 29
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clipping", Clipping(self.clipping))  # from its name, if need be
@@ -73,8 +76,6 @@ class TrainingSettings:
                 "learning_rate",
                 "max_rows_per_unit",
                 "max_length",
-                "micro_batch_tokens",
-                "gradient_memory_bytes",
             )
         }
         for name, value in positive.items():
@@ -98,70 +99,99 @@ class PrivateRun:
         units: every slot of the dataset, each with at most `max_rows_per_unit` rows.
         settings: the run.
         key: its randomness.
+        execution: how the machine is used; changes nothing but speed and memory.
+        ranks: the processes that share the work, of which this is one.
 
     Raises:
         ValueError: if a unit holds more rows, or longer ones, than the settings allow.
-        UnsupportedModelError: if an adapter would receive no gradient; found on a public sequence, before any row.
+        UnsupportedModelError: if an adapter would receive no gradient, or if the model lets rows see each other; found
+            on public sequences, before any row.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[Unit], settings: TrainingSettings, key: RunKey) -> None:
+    def __init__(
+        self,
+        model: Any,
+        units: Sequence[Unit],
+        settings: TrainingSettings,
+        key: RunKey,
+        execution: Execution | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         if any(len(unit.rows) > settings.max_rows_per_unit for unit in units):
             raise ValueError("a unit holds more rows than max_rows_per_unit")
         if any(len(row) > settings.max_length for unit in units for row in unit.rows):
             raise ValueError("a row is longer than max_length")
         self._model = model.eval()  # dropout, if the base has any, would only add noise of no worth
+        self._execution = execution or Execution()
+        use_checkpointing(model, self._execution.checkpointing)
+        self._ranks = ranks or Ranks()
         self._units = units
         self._settings = settings
         self._gradients = UnitGradients(model)
+        self._attention = PackedAttention()
         self._sampler = PoissonSampler(key.stream("sampling"), len(units), settings.sampling_probability)
         self._noise = GaussianNoise(key.stream("noise"), settings.noise_multiplier * settings.clipping_norm)
         self._optimizer = torch.optim.Adam(
             self._gradients.parameters, lr=settings.learning_rate, betas=settings.adam_betas
         )
-        self._probe()
+        self._packed = self._probe()
         self.completed_steps = 0
 
     def step(self) -> None:
         """Take one logical step. An empty sample adds its noise and moves the model like any other."""
-        sampled = [self._units[index] for index in self._sampler.draw()]
-        parameters = self._gradients.parameters
-        update = self._sum_of_clipped(sampled)
-        for parameter, total in zip(parameters, update, strict=True):
-            self._noise.add_(total)
+        # Every rank draws the whole sample and takes its share: the draw does not depend on how many ranks there are.
+        sampled = arranged(self._units[index] for index in self._sampler.draw() if self._ranks.owns(index))
+        totals = self._ranks.total(self._sum_of_clipped(sampled), self._noise.add_)
+        for parameter, total in zip(self._gradients.parameters, totals, strict=True):
             parameter.grad = (total / self._settings.expected_batch_units).to(parameter.dtype)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.completed_steps += 1
 
     def _sum_of_clipped(self, sampled: Sequence[Unit]) -> list[Tensor]:
-        """Return the sum over `sampled` of bounded gradients, one float64 tensor per parameter."""
+        """Return the sum over arranged units of bounded gradients, one float64 tensor per parameter."""
         totals = [torch.zeros_like(p, dtype=torch.float64) for p in self._gradients.parameters]
         settings = self._settings
-        together = max(1, settings.gradient_memory_bytes // self._gradients.bytes_per_unit)
+        together = max(1, self._execution.gradient_bytes // self._gradients.bytes_per_unit)
         for start in range(0, len(sampled), together):
-            self._collect(sampled[start : start + together])
-            bounded = clipped_sum(self._gradients.gradients, settings.clipping_norm, settings.clipping)
+            gradients = self._collect(sampled[start : start + together], self._packed)
+            bounded = clipped_sum(gradients, settings.clipping_norm, settings.clipping)
             for total, part in zip(totals, bounded, strict=True):
                 total.add_(part)
         return totals
 
-    def _collect(self, units: Sequence[Unit]) -> None:
-        """Leave the gradient of each unit's mean row loss in the buffers: whole units, before any clipping."""
-        device = self._gradients.parameters[0].device
+    def _collect(self, units: Sequence[Unit], packed: bool) -> list[Tensor]:
+        """Return the gradient of each unit's mean row loss, before any clipping; valid until the next collection."""
+        execution, device = self._execution, self._gradients.parameters[0].device
         self._gradients.begin(len(units))
-        with self._gradients.attached():
-            for batch in micro_batches(units, self._settings.micro_batch_tokens, device):
-                self._gradients.rows(batch.unit_of_row)
-                logits = self._model(input_ids=batch.input_ids, use_cache=False).logits
-                losses = sequence_losses(logits, batch.labels)
-                (losses * batch.weights.to(losses.dtype)).sum().backward()
+        batches = micro_batches(units, execution.micro_batch_tokens, device, packed, execution.rectangle_tokens)
+        with self._gradients.attached(), self._attention.attached(self._model) if packed else nullcontext():
+            for batch in batches:
+                self._gradients.layout = self._attention.layout = batch.layout
+                positions = {"position_ids": batch.position_ids} if packed else {}
+                logits = self._model(input_ids=batch.input_ids, use_cache=False, **positions).logits
+                weighted_loss(logits, batch.targets, batch.weights).backward()
+        return self._gradients.complete()
 
-    def _probe(self) -> None:
-        """Check on a public sequence that every adapter receives a gradient; noise would hide that none does."""
-        self._collect([Unit((Row.of(range(8)),))])
+    def _probe(self) -> bool:
+        """Try the model on public sequences; returns whether rows can be packed.
+
+        Packing is an economy: where a model does not take it well, rows are padded. The other findings are refusals,
+        since noise would hide them.
+        """
+        padded, packed = partial(self._collect, packed=False), partial(self._collect, packed=True)
+        padded(public_units())
         silent = self._gradients.silent_layers()
         if silent:
             raise UnsupportedModelError(f"{len(silent)} adapters get no gradient, first {silent[0]}")
+        if not rows_are_apart(padded):
+            raise UnsupportedModelError("the model lets the rows of a batch see each other, so units cannot be bounded")
+        try:
+            return self._execution.packed and rows_are_apart(packed) and same_gradients(padded, packed)
+        except (UnsupportedModelError, ValueError, TypeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a bit-exact resume needs, randomness included. Secret: only ever stored encrypted."""
@@ -185,11 +215,13 @@ class PrivateRun:
 
 
 def train_private(
-    model: nn.Module,
+    model: Any,
     units: Sequence[Unit],
     settings: TrainingSettings,
     key: RunKey,
     on_step: OnStep | None = None,
+    execution: Execution | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Train the model's adapters privately, for exactly `settings.steps` steps.
 
@@ -199,11 +231,13 @@ def train_private(
         settings: the run.
         key: fresh randomness, used for this run only.
         on_step: called with the number of finished steps, and nothing else. What it raises stops the run.
+        execution: how the machine is used.
+        ranks: the processes that share the work.
 
     Raises:
         AdapterUnmovedError: if an adapter is unchanged or not finite at the end.
     """
-    run = PrivateRun(model, units, settings, key)
+    run = PrivateRun(model, units, settings, key, execution, ranks)
     before = snapshot(model)
     while run.completed_steps < settings.steps:
         run.step()

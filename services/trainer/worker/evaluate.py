@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from services.trainer.worker.data import Unit, encode_rows, micro_batches
+from services.trainer.worker.batches import micro_batches
+from services.trainer.worker.data import Unit, encode_rows
 from services.trainer.worker.loss import IGNORED, token_losses
 from services.trainer.worker.model import load_adapter, load_base
 
@@ -55,8 +56,8 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int
     nats, tokens = 0.0, 0
     for batch in micro_batches([Unit(rows)], _TOKEN_BUDGET, device):
         logits = model(input_ids=batch.input_ids, use_cache=False).logits
-        nats += float(token_losses(logits, batch.labels).sum(dtype=torch.float64))
-        tokens += int((batch.labels[:, 1:] != IGNORED).sum())
+        nats += float(token_losses(logits, batch.targets).sum(dtype=torch.float64))
+        tokens += int((batch.targets != IGNORED).sum())
     return Evaluation(math.exp(nats / tokens), tokens, len(rows))
 
 

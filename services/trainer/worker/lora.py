@@ -9,7 +9,7 @@ gradient never exists, so that no code can use it unclipped by mistake.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -17,6 +17,8 @@ from typing import Any, cast
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
+
+from services.trainer.worker.batches import Layout
 
 ADAPTER = "default"
 
@@ -36,10 +38,11 @@ class _Layer:
         self.scaling: float = module.scaling[ADAPTER]
         self.gradients: list[Tensor] = []
         self._room: list[Tensor] = []  # kept between steps: fresh pages cost more than the sums
+        self._last: Layout | None = None
         self.captures = 0
 
     def reset(self, units: int) -> None:
-        """Start anew with buffers of zeros for `units` units, in single precision or better."""
+        """Make room for `units` units, in single precision or better; what is in it is written before it is read."""
         if not self._room or self._room[0].shape[0] < units:
             self._room = [
                 parameter.new_empty(
@@ -48,14 +51,33 @@ class _Layer:
                 )
                 for parameter in (self.a, self.b)
             ]
-        self.gradients = [room[:units].zero_() for room in self._room]
+        self.gradients = [room[:units] for room in self._room]
+        self._last = None
         self.captures = 0
 
-    def add(self, unit_of_row: Tensor, a_rows: Tensor, b_rows: Tensor) -> None:
-        """Add per-row gradients, shape (rows, *parameter), to the buffers of the rows' units."""
-        for buffer, rows in zip(self.gradients, (a_rows, b_rows), strict=True):
-            buffer.index_add_(0, unit_of_row, rows.to(buffer.dtype))
-        self.captures += 1
+    def add(self, layout: Layout, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Add per-row gradients to the buffers of the rows' units; the first of a unit is written, not added.
+
+        Args:
+            layout: of the micro-batch.
+            factors: for A and for B, what came back from the output and what went in, each (*layout.shape, features);
+                a row's gradient is the product of its parts.
+        """
+        for buffer, (back, went_in) in zip(self.gradients, factors, strict=True):
+            back, went_in = back.flatten(0, 1), went_in.flatten(0, 1)
+            for place in layout.rectangles:
+                left, right = place.of(back).mT, place.of(went_in)
+                # A layer that is used twice in one pass adds to what it wrote the first time.
+                fresh = buffer[slice(*place.fresh)] if layout is not self._last else buffer[:0]
+                if len(fresh) == place.rows and left.dtype == fresh.dtype:
+                    torch.bmm(left, right, out=fresh)
+                elif len(fresh) == place.rows:
+                    fresh.copy_(left @ right)
+                else:
+                    fresh.zero_()
+                    buffer.index_add_(0, layout.units(place), (left @ right).to(buffer.dtype))
+        self.captures += layout is not self._last
+        self._last = layout
 
 
 class _CapturingLora(torch.autograd.Function):
@@ -66,31 +88,34 @@ class _CapturingLora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, layer: _Layer, unit_of_row: Tensor) -> Tensor:
+    def forward(ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, layer: _Layer, layout: Layout) -> Tensor:
         a = a.to(x.dtype)
         scaled_b = (b * layer.scaling).to(x.dtype)
         hidden = x @ a.T
-        ctx.save_for_backward(x, hidden, a, scaled_b, unit_of_row)
-        ctx.layer = layer
+        ctx.save_for_backward(x, hidden, a, scaled_b)
+        ctx.layer, ctx.layout = layer, layout
         adapted = torch.addmm(base.flatten(0, 1), hidden.flatten(0, 1), scaled_b.T)
         return adapted.view(base.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, a, scaled_b, unit_of_row = ctx.saved_tensors
+        x, hidden, a, scaled_b = ctx.saved_tensors
         outer = gradients[0]
         inner = outer @ scaled_b
-        ctx.layer.add(unit_of_row, inner.mT @ x, outer.mT @ (hidden * ctx.layer.scaling))
+        ctx.layer.add(ctx.layout, [(inner, x), (outer, hidden * ctx.layer.scaling)])
         return outer, (inner @ a if ctx.needs_input_grad[1] else None), None, None, None, None
 
 
 class UnitGradients:
     """Collects the gradient of each privacy unit for every adapter of a PEFT model.
 
-    Formal guarantee: after `begin(units)` and any number of `rows(...)` + backward, buffer u of each parameter holds
-    the gradient, with respect to that parameter, of the sum of the back-propagated losses of unit u's rows, and
-    nothing of another unit's, provided that the losses are per row (`loss.sequence_losses`) and the model computes
-    each row from that row alone. Parameters' own `.grad` is never set.
+    Formal guarantee: after `begin(units)` and any number of forward and backward passes, each under its `layout`,
+    buffer u of each parameter holds the gradient, with respect to that parameter, of the sum of the back-propagated
+    losses of unit u's rows, and nothing of another unit's, provided that the losses are per row (`loss.weighted_loss`)
+    and the model computes each row from that row alone (`probe` sees to that). Parameters' own `.grad` is never set.
+
+    Attributes:
+        layout: of the micro-batch that is being computed; set before each forward.
 
     Args:
         model: a PEFT model with one LoRA adapter on linear layers; everything that requires a gradient must belong
@@ -104,7 +129,7 @@ class UnitGradients:
         self._layers = [
             _Layer(name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear)
         ]
-        self._unit_of_row: Tensor | None = None
+        self.layout: Layout | None = None
         _check_supported(model, self._layers)
 
     @property
@@ -127,9 +152,17 @@ class UnitGradients:
         for layer in self._layers:
             layer.reset(units)
 
-    def rows(self, unit_of_row: Tensor) -> None:
-        """Say to which unit (position in the buffers) each row of the next forward belongs; shape (rows,)."""
-        self._unit_of_row = unit_of_row
+    def complete(self) -> list[Tensor]:
+        """Return the gradients, after the last pass.
+
+        Raises:
+            UnsupportedModelError: if a layer took no part in a pass: its buffer would still hold earlier units.
+        """
+        passes = max(layer.captures for layer in self._layers)
+        for layer in self._layers:
+            if layer.captures != passes:
+                raise UnsupportedModelError(f"layer {layer.name} does not take part in every pass")
+        return self.gradients
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -153,13 +186,13 @@ class UnitGradients:
         ]
 
     def _forward(self, layer: _Layer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        unit_of_row = self._unit_of_row
-        if unit_of_row is None or x.dim() != 3 or x.shape[0] != unit_of_row.shape[0]:
+        layout = self.layout
+        if layout is None or x.dim() != 3 or x.shape[:2] != layout.shape:
             raise UnsupportedModelError(
                 f"layer {layer.name} does not see its input row by row, so units cannot be told apart"
             )
         base = layer.module.base_layer(x, *args, **kwargs)
-        adapted = _CapturingLora.apply(base, x.to(base.dtype), layer.a, layer.b, layer, unit_of_row)  # type: ignore[no-untyped-call]
+        adapted = _CapturingLora.apply(base, x.to(base.dtype), layer.a, layer.b, layer, layout)  # type: ignore[no-untyped-call]
         return cast(Tensor, adapted)
 
 

@@ -14,22 +14,33 @@ from torch.nn import functional
 IGNORED = -100
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of every predicted token in single precision or better; ignored positions are 0.
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each prediction in single precision or better, in nats; 0 at ignored positions.
 
     Args:
         logits: shape (rows, length, vocabulary).
-        labels: shape (rows, length), not shifted; `IGNORED` where nothing is predicted.
+        targets: the token that follows each position; `IGNORED` where nothing is predicted; shape (rows, length).
 
     Returns:
-        Shape (rows, length - 1), in nats.
+        Shape (rows, length).
     """
-    predicted = logits[:, :-1]
-    predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
-    losses = functional.cross_entropy(
-        predicted.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view(labels.shape[0], -1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(targets.shape)
+
+
+def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum of all predictions' losses by weight; a scalar to be differentiated.
+
+    Formal guarantee: the gradient with respect to a position's logits is a function of that position's arguments alone.
+
+    Args:
+        logits: shape (rows, length, vocabulary).
+        targets: as for `token_losses`.
+        weights: shape (rows, length); each a function of its own unit (`batches.MicroBatch`).
+    """
+    losses = token_losses(logits, targets)
+    return (losses * weights.to(losses.dtype)).sum()
 
 
 def sequence_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -44,5 +55,6 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Shape (rows,), in nats; 0 for a row that predicts nothing.
     """
-    predicted = (labels[:, 1:] != IGNORED).sum(dim=1).clamp(min=1)
-    return token_losses(logits, labels).sum(dim=1) / predicted
+    targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    predicted = (targets != IGNORED).sum(dim=1).clamp(min=1)
+    return token_losses(logits, targets).sum(dim=1) / predicted

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from services.trainer.worker.data import Row, Unit
 from services.trainer.worker.engine import PrivateRun, TrainingSettings
@@ -18,49 +18,80 @@ from services.trainer.worker.streams import RunKey
 VOCABULARY = 61
 
 
-def _base(family: str) -> Any:
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.3,  # a frozen head of tiny weights could say nothing
+    "pad_token_id": None,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+GROUPED = SIZES | {"num_key_value_heads": 1}
+CONFIGURATIONS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**GROUPED),
+    "mistral": lambda: transformers.MistralConfig(**GROUPED, sliding_window=6),
+    "qwen2": lambda: transformers.Qwen2Config(**GROUPED),
+    "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **GROUPED, head_dim=8, sliding_window=6, query_pre_attn_scalar=8, attn_logit_softcapping=2.0
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=6, query_pre_attn_scalar=8),
+    "phi": lambda: transformers.PhiConfig(**SIZES),
+    "phi3": lambda: transformers.Phi3Config(**GROUPED),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3
+    ),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**SIZES),
+}
+
+
+def _base(family: str, attention: str) -> Any:
     torch.manual_seed(1)
-    if family == "llama":
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=16,
-                intermediate_size=24,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                max_position_embeddings=64,
-                tie_word_embeddings=False,
-                initializer_range=0.3,  # a frozen head of tiny weights could say nothing
-            )
-        )
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            n_positions=64,
-            attn_implementation="eager",
-        )
-    )
+    return transformers.AutoModelForCausalLM.from_config(CONFIGURATIONS[family](), attn_implementation=attention)
+
+
+class _Exact(torch.nn.Module):
+    """A root-mean-square norm that stays in double precision, made from one that does not."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
+        self.offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon) * (self.weight + self.offset)
 
 
 def _keep_double(model: Any) -> None:
-    """Llama's own norm rounds to single precision on the way, whatever the model's precision."""
+    """Such norms round to single precision on the way, whatever the model's precision."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child).__name__ == "LlamaRMSNorm":
-                norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
-                setattr(module, name, norm.double())
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(module, name, _Exact(child).double())
+
+
+FAMILIES = list(CONFIGURATIONS)
 
 
 @pytest.fixture
 def make_model() -> Callable[..., Any]:
     """Make a PEFT model whose B is not zero, so that A has a gradient too."""
 
-    def make(family: str = "llama", dtype: torch.dtype = torch.float64, fresh: bool = False, **lora: Any) -> Any:
-        base = _base(family).to(dtype)
+    def make(
+        family: str = "llama",
+        dtype: torch.dtype = torch.float64,
+        fresh: bool = False,
+        attention: str = "sdpa",
+        **lora: Any,
+    ) -> Any:
+        # Their own soft cap needs their own attention.
+        base = _base(family, "eager" if family == "gemma2" else attention).to(dtype)
         if dtype == torch.float64:
             _keep_double(base)
         base.requires_grad_(False)
@@ -138,7 +169,7 @@ def unit_loop() -> Callable[..., torch.Tensor]:
             total = [torch.zeros_like(p) for p in parameters]
             for row in unit.rows:
                 ids = torch.from_numpy(row.ids)[None]
-                logits = model(input_ids=ids).logits[0, :-1]
+                logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
                 loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
                 for part, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
                     part += gradient / len(unit.rows)

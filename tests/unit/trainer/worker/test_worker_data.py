@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from services.trainer.worker.data import Row, Unit, encode_rows, group_units, micro_batches
-from services.trainer.worker.loss import IGNORED
-
-CPU = torch.device("cpu")
+from services.trainer.worker.data import Row, Unit, encode_rows, group_units
 
 
 class Letters:
@@ -72,27 +68,3 @@ def test_a_row_of_an_unknown_unit_is_refused_without_its_text(key, unit):
 
 def test_a_unit_never_shows_its_rows():
     assert repr(Unit((Row.of(range(5)),))) == "Unit()"
-
-
-@pytest.mark.parametrize("budget", [1, 16, 50, 10_000])
-def test_micro_batches_hold_every_row_once_within_the_budget(make_units, budget):
-    units = make_units([[5, 9, 2], [12], [], [7, 7], [30, 3, 4, 5]])
-    seen = []
-    for batch in micro_batches(units, budget, CPU):
-        assert batch.input_ids.numel() <= budget or len(batch.input_ids) == 1
-        for ids, labels, unit, weight in zip(
-            batch.input_ids, batch.labels, batch.unit_of_row, batch.weights, strict=True
-        ):
-            kept = labels != IGNORED
-            assert torch.equal(ids[kept], labels[kept])
-            assert not ids[~kept].any()
-            seen.append((int(unit), tuple(ids[kept].tolist())))
-            assert weight == 1 / len(units[int(unit)].rows)
-    assert sorted(seen) == sorted(
-        (index, tuple(row.ids.tolist())) for index, unit in enumerate(units) for row in unit.rows
-    )
-
-
-def test_no_units_make_no_batch(make_units):
-    assert list(micro_batches([], 100, CPU)) == []
-    assert list(micro_batches(make_units([[], []]), 100, CPU)) == []

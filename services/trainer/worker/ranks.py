@@ -1,0 +1,98 @@
+"""Several processes, one mechanism: data parallel training of one private run.
+
+Every rank draws the same Poisson sample from the same keyed stream and works on its own slots of it, so units are
+sampled independently however many ranks there are, and a resumed run may have another number of them. The sums of the
+ranks are added; the first rank adds the noise, once; all take the same step. Each rank joins both exchanges of a step
+whatever it has drawn: an empty share is a sum of zeros. The ranks of a run trust each other with rows and sums; their
+network must be private.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """The processes of a run, as one of them sees them.
+
+    Args:
+        index: of this process; the first one is 0.
+        count: of processes. With more than one, torch.distributed's default group connects them.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1) -> None:
+        if not 0 <= index < count:
+            raise ValueError(f"there is no rank {index} of {count}")
+        self.index = index
+        self.count = count
+
+    @classmethod
+    def join(cls) -> Ranks:
+        """Return the ranks that `torchrun` has started, connected; one alone where it has not."""
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return cls()
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if cuda else "gloo")
+        return cls(dist.get_rank(), count)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that draws noise, saves and reports."""
+        return self.index == 0
+
+    def owns(self, slot: int) -> bool:
+        """Say whether a slot of the dataset is this rank's."""
+        return slot % self.count == self.index
+
+    def total(self, parts: Sequence[Tensor], noised: Callable[[Tensor], object]) -> list[Tensor]:
+        """Add up what the ranks have, let the first one add noise, and give the result to all.
+
+        Args:
+            parts: float64 tensors of the same shapes on every rank.
+            noised: changes each sum in place; called on the first rank only, in order.
+
+        Returns:
+            Tensors of those shapes, bit for bit the same on every rank.
+        """
+        if self.count == 1:
+            for part in parts:
+                noised(part)
+            return list(parts)
+        flat = torch.cat([part.flatten() for part in parts])
+        dist.reduce(flat, dst=0)
+        sums = [
+            piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)
+        ]
+        if self.first:
+            for piece in sums:
+                noised(piece)
+        dist.broadcast(flat, src=0)
+        return sums
+
+    def told(self, value: int) -> int:
+        """Return what the first rank says; every rank must ask."""
+        if self.count == 1:
+            return value
+        said = torch.tensor([value], device=self._device())
+        dist.broadcast(said, src=0)
+        return int(said.item())
+
+    def secret(self, own: bytes) -> bytes:
+        """Return the first rank's bytes; all ranks bring as many."""
+        if self.count == 1:
+            return own
+        said = torch.tensor(list(own), dtype=torch.uint8, device=self._device())
+        dist.broadcast(said, src=0)
+        return bytes(said.cpu().tolist())
+
+    @staticmethod
+    def _device() -> torch.device:
+        return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
