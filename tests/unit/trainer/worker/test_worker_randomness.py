@@ -74,6 +74,25 @@ def test_noise_is_refused_in_single_precision(key):
         GaussianNoise(key.stream("noise"), 1.0).add_(torch.zeros(3))
 
 
+@pytest.mark.parametrize("deviation", [1e-9, 0.3, 1.0, 2.5, 1e6])
+def test_a_noised_sum_lies_on_a_lattice_coarser_than_its_rounding(key, deviation):
+    noise = GaussianNoise(key.stream("noise"), deviation)
+    assert deviation / 2**17 <= noise.spacing <= deviation / 2**16
+    generator = torch.Generator().manual_seed(1)
+    parts = deviation * torch.randn(300, 2000, dtype=torch.float64, generator=generator)
+    # The same summands in another order: different last bits, which must not show.
+    one, other = parts.cumsum(0)[-1], parts.flip(0).cumsum(0)[-1]
+    assert not torch.equal(one, other)
+    released = [GaussianNoise(key.stream("noise"), deviation).add_(total.clone()) for total in (one, other)]
+    assert torch.equal(*released)
+    assert torch.equal(released[0] / noise.spacing, (released[0] / noise.spacing).round())
+
+
+def test_without_noise_nothing_is_rounded(key):
+    total = torch.tensor([1 / 3], dtype=torch.float64)
+    assert GaussianNoise(key.stream("noise"), 0.0).add_(total.clone()) == total
+
+
 @pytest.mark.parametrize("deviation", [-1.0, float("inf"), float("nan")])
 def test_senseless_noise_is_refused(key, deviation):
     with pytest.raises(ValueError, match="standard deviation"):
