@@ -55,6 +55,8 @@ _TABLE: dict[str, dict[str, frozenset[str]]] = {
     "murmura.api.trainer.v1.WorkerService": {
         "GetAssignment": _WORKER,
         "Heartbeat": _WORKER,
+        "SaveCheckpoint": _WORKER,
+        "LoadCheckpoint": _WORKER,
         "UploadAdapter": _WORKER,
         "ReportFailure": _WORKER,
     },

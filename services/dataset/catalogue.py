@@ -116,6 +116,17 @@ class Catalogue:
             ]
         )
 
+    def checkpoint_key(self, described: Described, job: str) -> bytes:
+        """Return the key for the checkpoints of a job on a dataset: gone when the dataset is erased.
+
+        Raises:
+            MurmuraError: if the dataset cannot be opened.
+        """
+        try:
+            return self.vault.derived(described.storage_id, f"checkpoint/{job}")
+        except Sealed:
+            raise _unreadable(described) from None
+
     def read(self, described: Described, text_column: str) -> Iterator[bytes]:
         """Yield the rows of a frame as Arrow IPC streams of about a mebibyte.
 
@@ -126,16 +137,20 @@ class Catalogue:
         try:
             rows = self.vault.load(described.storage_id)
         except Sealed:
-            raise MurmuraError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "SOURCE_UNREADABLE",
-                f"The rows of {described.dataset.name} cannot be opened: the master key is missing or another one.",
-                {"source": described.dataset.name},
-            ) from None
+            raise _unreadable(described) from None
         slots = described.shape.slots
         rows = rows.slice(slots.start, len(slots))
         for part in execution.run(rows, described.units, described.operations, text_column):
             yield from _messages(part)
+
+
+def _unreadable(described: Described) -> MurmuraError:
+    return MurmuraError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "SOURCE_UNREADABLE",
+        f"The rows of {described.dataset.name} cannot be opened: the master key is missing or another one.",
+        {"source": described.dataset.name},
+    )
 
 
 def units_within(units: NDArray[np.int64], slots: range) -> tuple[NDArray[np.int64], int]:

@@ -135,7 +135,8 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             raise _mismatch(request.frame.dataset, "is for other rows")
         described = await asyncio.to_thread(self._catalogue.describe, request.frame, worker)
         await self._require_pending(worker.claims, described.dataset)
-        yield pb.ReadRowsResponse(unit_count=described.unit_count)
+        key = await asyncio.to_thread(self._catalogue.checkpoint_key, described, str(worker.claims.get("job", "")))
+        yield pb.ReadRowsResponse(unit_count=described.unit_count, checkpoint_key=key)
         chunks = self._catalogue.read(described, request.text_column)
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             yield pb.ReadRowsResponse(arrow_ipc=chunk)

@@ -75,6 +75,18 @@ class Vault:
         except FileNotFoundError:
             raise Sealed(storage_id) from None
 
+    def derived(self, storage_id: str, purpose: str) -> bytes:
+        """Return 32 bytes that follow from a dataset's data key; another purpose gives unrelated ones.
+
+        Raises:
+            Sealed: as for `load`.
+        """
+        try:
+            key = _open(self._master, self._key(storage_id).read_bytes(), storage_id)
+        except FileNotFoundError:
+            raise Sealed(storage_id) from None
+        return hmac.digest(key, purpose.encode(), "sha256")
+
     def erase(self, storage_id: str) -> None:
         """Erase the key, then the rows."""
         for path in (self._key(storage_id), self._rows(storage_id)):

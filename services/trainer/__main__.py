@@ -18,6 +18,7 @@ from services.common.server import Lifecycle, serve
 from services.common.tokens import load_signing_key, mint
 from services.common.upstream import Upstream
 from services.trainer.artifacts import ArtifactStore
+from services.trainer.checkpoints import Checkpoints
 from services.trainer.control import Control, Limits
 from services.trainer.local_launcher import LocalLauncher
 from services.trainer.planning import Planner
@@ -38,6 +39,7 @@ class TrainerSettings(ServiceSettings):
     signing_key_file: Path = Field(description="Ed25519 PEM; signs job tokens and manifests")
     trainer_endpoint: str = Field(description="host:port at which workers find this service")
     waiting_limit_s: float = Field(Limits.waiting, gt=0, description="for a worker to begin")
+    checkpoint_seconds: float = Field(60.0, ge=0, description="between two checkpoints of a worker")
     running_limit_s: float = Field(Limits.running, gt=0, description="for a job that has begun")
 
 
@@ -82,13 +84,15 @@ async def main() -> int:
             {
                 "MURMURA_TRAINER_ENDPOINT": settings.trainer_endpoint,
                 "MURMURA_DATASET_ENDPOINT": settings.dataset_endpoint,
+                "MURMURA_CHECKPOINT_SECONDS": str(settings.checkpoint_seconds),
             },
         )
         artifacts = ArtifactStore(settings.artifacts, key)
         staging = settings.state_dir / "staging"
+        checkpoints = Checkpoints(settings.state_dir / "checkpoints")
         limits = Limits(waiting=settings.waiting_limit_s, running=settings.running_limit_s)
         ledger = Ledger(to_ledger, Witness(settings.state_dir / "witness.json"))
-        control = Control(store, ledger, launcher, artifacts, staging, token, limits)
+        control = Control(store, ledger, launcher, artifacts, staging, checkpoints, token, limits)
         planner = Planner(datasets, ledger, settings.base_models)
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(
             TrainerService(planner, control, list(settings.base_models)), server

@@ -24,12 +24,15 @@ from services.common.errors import MurmuraError, unknown
 from services.common.ledger import Ledger
 from services.trainer import jobs
 from services.trainer.artifacts import ArtifactStore, Provenance
+from services.trainer.checkpoints import Checkpoints
 from services.trainer.jobs import TERMINAL, Job
 from services.trainer.launcher import Launcher, WorkOrder
 from services.trainer.store import JobStore, Record
 
 PERIOD_S = 0.5
 RETRY_S = 2.0
+# EX_TEMPFAIL: a worker that leaves a checkpoint and would go on elsewhere.
+EVICTED = 75
 # What says nothing about whether the other side did it.
 _UNDECIDED = frozenset(
     {
@@ -71,6 +74,7 @@ class Control:
         launcher: starts workers.
         artifacts: takes finished adapters.
         staging: directory for adapters that have arrived and are not published.
+        checkpoints: of unfinished jobs.
         token: makes the job token of a job.
         limits: how long to wait.
     """
@@ -82,11 +86,13 @@ class Control:
         launcher: Launcher,
         artifacts: ArtifactStore,
         staging: Path,
+        checkpoints: Checkpoints,
         token: Callable[[Record], str],
         limits: Limits = Limits(),
     ) -> None:
         self.store = store
         self.staging = staging
+        self.checkpoints = checkpoints
         self.token = token
         self._ledger = ledger
         self._launcher = launcher
@@ -241,32 +247,48 @@ class Control:
             self._launcher.stop(job.job_id, job.attempt)
             await self.save(jobs.ending(job, "STOPPED", 0))
         elif not seen.exists:
-            if job.started:
-                await self.save(jobs.ending(job, "INTERNAL", None))
+            if job.begun == job.attempt:
+                await self._retry(job, evicted=False)
+                return
+            if job.cancel_requested:
+                await self.save(jobs.ending(job, "STOPPED", None))
                 return
             order = WorkOrder(job.name, job.job_id, job.attempt, self.token(record))
             await asyncio.to_thread(self._launcher.ensure, order)
         elif not seen.alive:
-            # It said nothing before it went: what it ran, nobody can say.
-            await self.save(jobs.ending(job, "INTERNAL", None))
+            await self._retry(job, evicted=seen.exit_code == EVICTED)
         elif cause := self._overdue(job):
             self._launcher.kill(job.job_id, job.attempt)
-            await self.save(jobs.ending(job, cause, None))
+            if cause == "SILENT":
+                await self._retry(job, evicted=False)
+            else:
+                await self.save(jobs.ending(job, cause, None))
         elif time.monotonic() - self._last_heard(job) > self._limits.silence / 4:
             # It may be waiting for us with a token that has expired.
             self._launcher.renew(job.job_id, self.token(record))
 
+    async def _retry(self, job: Job, evicted: bool) -> None:
+        """Give a job whose worker is gone another one, or end it where it has had enough of them.
+
+        What a worker ran that went without a word, nobody can say.
+        """
+        if job.started and jobs.may_retry(job, evicted):
+            self.heard(job.job_id)
+            await self.save(jobs.retried(job, evicted, time.time()))
+        else:
+            await self.save(jobs.ending(job, "INTERNAL", None))
+
     def _overdue(self, job: Job) -> str:
         """Return why a living worker has to end, or nothing."""
         now, limits = time.time(), self._limits
-        if not job.started:
-            return "WAITED_TOO_LONG" if now - job.created > limits.waiting else ""
+        if job.begun != job.attempt:
+            return "WAITED_TOO_LONG" if now - (job.since or job.created) > limits.waiting else ""
         if job.cancel_requested:
             asked = self._stopping.setdefault(job.job_id, time.monotonic())
             return "STOPPED" if time.monotonic() - asked > limits.stopping else ""
         if now - job.started > limits.running:
             return "RAN_TOO_LONG"
-        return "INTERNAL" if time.monotonic() - self._last_heard(job) > limits.silence else ""
+        return "SILENT" if time.monotonic() - self._last_heard(job) > limits.silence else ""
 
     def _last_heard(self, job: Job) -> float:
         return self._heard.get(job.job_id, self._born)
@@ -280,6 +302,7 @@ class Control:
     def _forget(self, job: Job) -> None:
         """Clear away what a job that is over has left."""
         shutil.rmtree(self.staging / job.job_id, ignore_errors=True)
+        self.checkpoints.remove(job.job_id)
         self._launcher.collect(job.job_id)
         for clock in (self._heard, self._stopping):
             clock.pop(job.job_id, None)

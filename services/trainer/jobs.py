@@ -16,6 +16,9 @@ PROVISIONING, RUNNING, PUBLISHING, SUCCEEDED, FAILED, CANCELLED = [
     "FAILED",
     "CANCELLED",
 ]
+# How often a worker may be evicted, and how often one may die without a word, before its job is given up.
+MOST_EVICTIONS = 100
+MOST_DEATHS = 3
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 
@@ -60,6 +63,11 @@ class Job:
         total_steps: what was planned.
         state: one of the six.
         attempt: from 1; a worker of an older one is fenced off.
+        begun: the newest attempt whose worker has taken the job; 0 before.
+        since: when this attempt was made, in seconds since the epoch.
+        evictions: workers that left with a checkpoint because their machine was wanted for something else.
+        deaths: workers that went without a word.
+        checkpoint_steps: steps that the last checkpoint holds.
         completed_steps: as last reported.
         reservation: in the ledger; empty until it is made.
         ending: set while a job that has failed or was cancelled waits for its reservation to be resolved.
@@ -75,6 +83,11 @@ class Job:
     total_steps: int
     state: str = PROVISIONING
     attempt: int = 1
+    begun: int = 0
+    since: float = 0.0
+    evictions: int = 0
+    deaths: int = 0
+    checkpoint_steps: int = 0
     completed_steps: int = 0
     reservation: str = ""
     ending: Ending | None = None
@@ -123,11 +136,47 @@ def begun(job: Job, attempt: int, now: float) -> Job:
     _fence(job, attempt)
     if job.ending is not None or not job.reservation:
         raise IllegalTransition(job.state)
-    if job.state == RUNNING:
+    if job.begun == attempt:
         return job
     if job.cancel_requested:
         raise IllegalTransition(CANCELLED)
-    return replace(job, state=RUNNING, started=now, stage="training")
+    return replace(job, state=RUNNING, begun=attempt, started=job.started or now, stage="training")
+
+
+def saved(job: Job, attempt: int, steps: int) -> Job:
+    """Note that a checkpoint is kept."""
+    _require(job, RUNNING)
+    _fence(job, attempt)
+    if job.ending is not None:
+        raise IllegalTransition(job.ending.state)
+    return replace(job, checkpoint_steps=min(steps, job.total_steps))
+
+
+def may_retry(job: Job, evicted: bool) -> bool:
+    """Say whether a job whose worker is gone gets another one."""
+    if job.cancel_requested or job.ending is not None:
+        return False
+    return job.evictions < MOST_EVICTIONS if evicted else job.deaths + 1 < MOST_DEATHS
+
+
+def retried(job: Job, evicted: bool, now: float) -> Job:
+    """Begin another attempt from the last checkpoint, or from the beginning where there is none.
+
+    The old worker is fenced off from here on and can release nothing any more. So all that will ever be released of
+    this job is one run of its mechanism, whichever attempt ends it, and it is paid for once.
+    """
+    _require(job, RUNNING)
+    if not may_retry(job, evicted):
+        raise IllegalTransition(job.state)
+    attempt, steps = job.attempt + 1, job.checkpoint_steps
+    return replace(
+        job,
+        attempt=attempt,
+        since=now,
+        evictions=job.evictions + evicted,
+        deaths=job.deaths + (not evicted),
+        stage=f"resuming from step {steps}, attempt {attempt}" if steps else f"starting again, attempt {attempt}",
+    )
 
 
 def progressed(job: Job, attempt: int, steps: int) -> Job:
@@ -164,9 +213,11 @@ def ending(job: Job, cause: str, attested_steps: int | None) -> Job:
     if job.ending is not None:
         return job
     state = CANCELLED if job.cancel_requested else FAILED
+    if job.deaths:
+        attested_steps = None  # what the dead have run beyond their checkpoint, nobody can say
     if attested_steps is not None:
-        # A worker cannot take back what it has reported.
-        attested_steps = min(max(attested_steps, job.completed_steps), job.total_steps)
+        # A worker cannot take back what it, or one before it, has reported.
+        attested_steps = min(max(attested_steps, job.completed_steps, job.checkpoint_steps), job.total_steps)
     return replace(job, ending=Ending(state, cause, attested_steps), stage="settling the budget")
 
 

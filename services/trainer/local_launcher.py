@@ -47,7 +47,8 @@ class LocalLauncher:
             "MURMURA_ATTEMPT": str(order.attempt),
             "MURMURA_JOB_TOKEN_FILE": str(token_file),
         }
-        alive = os.open(folder / "alive", os.O_RDWR | os.O_CREAT, 0o600)
+        # One lock an attempt: a worker of an older one that has not quite died must not keep the new one away.
+        alive = os.open(folder / f"alive-{order.attempt}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with (folder / "worker.log").open("ab") as log:
@@ -64,7 +65,7 @@ class LocalLauncher:
             self._name(order, psutil.Process(child.pid))
         except BlockingIOError:
             # A worker lives that no file names: the trainer died just after it had started it.
-            orphan = _orphan(order.job, token_file)
+            orphan = _orphan(order, token_file)
             if orphan is not None:
                 self._name(order, orphan)
         finally:
@@ -101,8 +102,9 @@ class LocalLauncher:
 
     def collect(self, job_id: str) -> None:
         """Remove the token and the process file."""
-        for name in ("token", "process.json", "alive"):
-            (self._folder(job_id) / name).unlink(missing_ok=True)
+        folder = self._folder(job_id)
+        for path in (folder / "token", folder / "process.json", *folder.glob("alive-*")):
+            path.unlink(missing_ok=True)
         self._children.pop(job_id, None)
 
     def _process(self, job_id: str, attempt: int) -> psutil.Process | None:
@@ -127,12 +129,14 @@ def _write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _orphan(job: str, token_file: Path) -> psutil.Process | None:
-    """Find a living worker of a job of this deployment by what it was started with."""
+def _orphan(order: WorkOrder, token_file: Path) -> psutil.Process | None:
+    """Find a living worker of an attempt of this deployment by what it was started with."""
+    wanted = (order.job, str(order.attempt), str(token_file))
     for process in psutil.process_iter():
         try:
             environment = process.environ()
-            if (environment.get("MURMURA_JOB"), environment.get("MURMURA_JOB_TOKEN_FILE")) == (job, str(token_file)):
+            names = ("MURMURA_JOB", "MURMURA_ATTEMPT", "MURMURA_JOB_TOKEN_FILE")
+            if tuple(environment.get(name) for name in names) == wanted:
                 return process
         except psutil.Error:
             continue

@@ -19,6 +19,7 @@ from services.common.auth import current_principal
 from services.common.errors import MurmuraError, invalid, not_found
 from services.trainer import jobs
 from services.trainer.artifacts import MOST_BYTES, UnsoundAdapter, check
+from services.trainer.checkpoints import MOST_BYTES as MOST_CHECKPOINT_BYTES
 from services.trainer.control import Control
 from services.trainer.jobs import Fenced, IllegalTransition
 from services.trainer.messages import assignment
@@ -105,6 +106,45 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
+    async def SaveCheckpoint(
+        self, request_iterator: AsyncIterator[pb.SaveCheckpointRequest], context: Any
+    ) -> pb.SaveCheckpointResponse:
+        """Keep a checkpoint of the attempt that has the job; one that another has taken over changes nothing."""
+        first = await anext(request_iterator, None)
+        if first is None:
+            raise invalid("job", "must be set in the first message")
+        record = self._own(first.job)
+        job_id, checkpoints = record.job.job_id, self._control.checkpoints
+        self._allowed(record, lambda: jobs.saved(record.job, first.attempt, first.completed_steps))
+        incoming = checkpoints.incoming(job_id)
+        try:
+            total = 0
+            with incoming.open("xb") as out:
+                message: Any = first
+                while message is not None:
+                    total += len(message.data)
+                    if total > MOST_CHECKPOINT_BYTES:
+                        raise invalid("data", f"a checkpoint has at most {MOST_CHECKPOINT_BYTES} bytes")
+                    out.write(message.data)
+                    message = await anext(request_iterator, None)
+            async with self._control.lock(job_id):
+                record = self._own(first.job)  # it may have been taken over while the bytes arrived
+                job = self._allowed(record, lambda: jobs.saved(record.job, first.attempt, first.completed_steps))
+                await asyncio.to_thread(checkpoints.keep, job_id, incoming)
+                await self._control.save(job)
+        finally:
+            incoming.unlink(missing_ok=True)
+        return pb.SaveCheckpointResponse()
+
+    async def LoadCheckpoint(
+        self, request: pb.LoadCheckpointRequest, context: Any
+    ) -> AsyncIterator[pb.LoadCheckpointResponse]:
+        """Return the last checkpoint, as it was sent."""
+        record = self._own(request.job)
+        pieces = self._control.checkpoints.pieces(record.job.job_id)
+        while (data := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield pb.LoadCheckpointResponse(data=data)
+
     async def ReportFailure(self, request: pb.ReportFailureRequest, context: Any) -> pb.ReportFailureResponse:
         """Note that the worker gives up; the loop settles the budget."""
         async with self._control.lock(_job_id(request.job)):
@@ -119,9 +159,11 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
 
     def _own(self, name: str) -> Record:
         """Return the job that the token is for; any other does not exist for this worker."""
-        record = self._control.store.get(_job_id(name))
-        if record is None or current_principal().claims.get("job") != name:
+        record, claims = self._control.store.get(_job_id(name)), current_principal().claims
+        if record is None or claims.get("job") != name:
             raise not_found(name)
+        if str(claims.get("attempt")) != str(record.job.attempt):
+            raise _fenced(record)
         return record
 
     def _allowed(self, record: Record, transition: Any) -> jobs.Job:

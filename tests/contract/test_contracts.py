@@ -15,8 +15,21 @@ from services.common import access
 
 ROOT = Path(__file__).parents[2]
 PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
-READS = ("Get", "List", "Watch", "Plan", "Describe", "ReadRows", "Price", "Calibrate", "Verify", "Count", "Heartbeat")
-FREE = ("Generate", "StreamGenerate", "BatchGenerate", "UploadAdapter", "ReportFailure")
+READS = (
+    "Get",
+    "List",
+    "Watch",
+    "Plan",
+    "Describe",
+    "ReadRows",
+    "Price",
+    "Calibrate",
+    "Verify",
+    "Count",
+    "Heartbeat",
+    "LoadCheckpoint",
+)
+FREE = ("Generate", "StreamGenerate", "BatchGenerate", "UploadAdapter", "SaveCheckpoint", "ReportFailure")
 
 
 def modules():
@@ -136,6 +149,8 @@ def test_every_method_is_reached_by_the_sdk_or_says_why_not():
         "ListBaseModels": "the command line's completion",
         "GetAssignment": "workers only",
         "Heartbeat": "workers only",
+        "SaveCheckpoint": "workers only",
+        "LoadCheckpoint": "workers only",
         "UploadAdapter": "workers only",
         "ReportFailure": "workers only",
         "GetAdapter": "LoadAdapter answers the same",

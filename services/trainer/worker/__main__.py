@@ -23,6 +23,7 @@ def main() -> int:
     """Run the job that the environment names; returns the exit code."""
     log = silence()
     try:
+        from services.trainer.worker.saving import INTERVAL_S
         from services.trainer.worker.session import Session
         from services.trainer.worker.wire import Token
 
@@ -32,8 +33,9 @@ def main() -> int:
             Token.read(Path(os.environ["MURMURA_JOB_TOKEN_FILE"])),
             os.environ["MURMURA_TRAINER_ENDPOINT"],
             os.environ["MURMURA_DATASET_ENDPOINT"],
+            float(os.environ.get("MURMURA_CHECKPOINT_SECONDS", INTERVAL_S)),
         )
-        return 0 if session.run() else 1
+        return session.run()
     except Exception as error:
         print(f"the worker failed: {describe(error)}", file=log, flush=True)
         return 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,8 @@ class PrivateRun:
             self._gradients.parameters, lr=settings.learning_rate, betas=settings.adam_betas
         )
         self._packed = self._probe()
-        self.completed_steps = 0
+        self._before = snapshot(model)
+        self.steps, self.completed_steps = settings.steps, 0
 
     def step(self) -> None:
         """Take one logical step. An empty sample adds its noise and moves the model like any other."""
@@ -193,6 +194,10 @@ class PrivateRun:
                 raise
             return False
 
+    def check(self) -> None:
+        """Raise AdapterUnmovedError if the adapter is unchanged or not finite."""
+        check_moved(self._model, self._before)
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that a bit-exact resume needs, randomness included. Secret: only ever stored encrypted."""
         return {
@@ -205,9 +210,7 @@ class PrivateRun:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state: the following steps repeat bit by bit what would have followed."""
-        with torch.no_grad():
-            for parameter, saved in zip(self._gradients.parameters, state["parameters"], strict=True):
-                parameter.copy_(saved)
+        restore(self._gradients.parameters, state["parameters"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._sampler.load_state_dict(state["sampler"])
         self._noise.load_state_dict(state["noise"])
@@ -237,13 +240,58 @@ def train_private(
     Raises:
         AdapterUnmovedError: if an adapter is unchanged or not finite at the end.
     """
-    run = PrivateRun(model, units, settings, key, execution, ranks)
-    before = snapshot(model)
-    while run.completed_steps < settings.steps:
+    finish(PrivateRun(model, units, settings, key, execution, ranks), on_step)
+
+
+class Run(Protocol):
+    """Training that goes step by step and can be taken up again where it was left.
+
+    Attributes:
+        steps: how many there will be.
+        completed_steps: how many there were.
+    """
+
+    steps: int
+    completed_steps: int
+
+    def step(self) -> None:
+        """Take the next step."""
+
+    def check(self) -> None:
+        """Raise AdapterUnmovedError if the adapter is unchanged or not finite."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a bit-exact resume needs, in tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+
+
+def finish(run: Run, on_step: OnStep | None = None) -> None:
+    """Take the steps that are left, and check that they moved the adapter.
+
+    Args:
+        run: in whatever state.
+        on_step: called with the number of finished steps, and nothing else. What it raises stops the run.
+    """
+    while run.completed_steps < run.steps:
         run.step()
         if on_step is not None:
             on_step(run.completed_steps)
-    check_moved(model, before)
+    run.check()
+
+
+def restore(parameters: Sequence[nn.Parameter], saved: Sequence[Tensor]) -> None:
+    """Put saved values into parameters.
+
+    Raises:
+        ValueError: if one is missing or has another shape: nothing is restored by halves.
+    """
+    if [p.shape for p in parameters] != [value.shape for value in saved]:
+        raise ValueError("the saved adapter is not of this model")
+    with torch.no_grad():
+        for parameter, value in zip(parameters, saved, strict=True):
+            parameter.copy_(value)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

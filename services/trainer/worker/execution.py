@@ -44,7 +44,7 @@ class Execution:
     packed: bool = True
     micro_batch_tokens: int = 2048
     gradient_bytes: int = 1 << 29
-    rectangle_tokens: int = 2
+    rectangle_tokens: int = 24
     checkpointing: Checkpointing = Checkpointing.NONE
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Execution:
 # More tokens at once than this make no processor faster.
 _MOST_TOKENS = {"cpu": 2048, "cuda": 32_768}
 # On a GPU a rectangle costs a few hundred launches, in which it could compute many tokens.
-_RECTANGLE_TOKENS = {"cpu": 2, "cuda": 256}
+_RECTANGLE_TOKENS = {"cpu": 24, "cuda": 256}
 # Of the free memory; the rest is for what backward holds for a moment, and for fragmentation.
 _ACTIVATION_SHARE, _GRADIENT_SHARE = 0.4, 0.2
 _PROBE_TOKENS = 64

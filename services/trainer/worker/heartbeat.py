@@ -20,6 +20,11 @@ REPORTS = 50
 _OVER = (grpc.StatusCode.ABORTED, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
 
 
+def report_interval(steps: int) -> int:
+    """Return after how many steps progress is reported."""
+    return max(1, steps // REPORTS)
+
+
 class Stopped(Exception):
     """The job was told to stop."""
 
@@ -40,7 +45,7 @@ class Heartbeat:
         self._token = token
         self._job = job
         self._attempt = attempt
-        self._interval = max(1, steps // REPORTS)
+        self._interval = report_interval(steps)
         self._reported = 0
         self._stop = threading.Event()
         self._ended = threading.Event()
@@ -55,10 +60,6 @@ class Heartbeat:
         self._ended.set()
         self._thread.join(timeout=10)
 
-    def stop(self) -> None:
-        """Stop before the next step."""
-        self._stop.set()
-
     def on_step(self, completed: int) -> None:
         """Note a finished step.
 
@@ -71,19 +72,27 @@ class Heartbeat:
         if self._stop.is_set():
             raise Stopped
 
+    def should_stop(self) -> bool:
+        """Ask once more, now: a worker that is asked to leave wants to know whether its job is to end."""
+        self._once()
+        return self._stop.is_set()
+
     def _beat(self) -> None:
         while not self._ended.wait(PERIOD_S):
-            request = pb.HeartbeatRequest(job=self._job, attempt=self._attempt, completed_steps=self._reported)
-            try:
-                answer = self._stub.Heartbeat(request, timeout=10, metadata=self._token.metadata())
-            except grpc.RpcError as error:
-                status: Any = error
-                if status.code() in _OVER:
-                    self._stop.set()
-                elif status.code() == grpc.StatusCode.UNAUTHENTICATED:
-                    # The trainer was away for longer than a token lives; it leaves a new one.
-                    self._token.read_again()
-                continue
-            self._token.text = answer.job_token
-            if answer.stop:
+            self._once()
+
+    def _once(self) -> None:
+        request = pb.HeartbeatRequest(job=self._job, attempt=self._attempt, completed_steps=self._reported)
+        try:
+            answer = self._stub.Heartbeat(request, timeout=10, metadata=self._token.metadata())
+        except grpc.RpcError as error:
+            status: Any = error
+            if status.code() in _OVER:
                 self._stop.set()
+            elif status.code() == grpc.StatusCode.UNAUTHENTICATED:
+                # The trainer was away for longer than a token lives; it leaves a new one.
+                self._token.read_again()
+            return
+        self._token.text = answer.job_token
+        if answer.stop:
+            self._stop.set()

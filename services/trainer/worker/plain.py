@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from services.trainer.worker.data import Row, pad
-from services.trainer.worker.engine import OnStep, check_moved, snapshot
+from services.trainer.worker.engine import OnStep, check_moved, finish, restore, snapshot
 from services.trainer.worker.loss import sequence_losses
 
 WARMUP = 0.05
@@ -48,17 +48,73 @@ class PlainSettings:
             raise ValueError("steps, batch_rows and learning_rate must be positive")
 
 
-def train_plain(
-    model: Any,
-    rows: Sequence[Row],
-    settings: PlainSettings,
-    on_step: OnStep | None = None,
-) -> None:
+class PlainRun:
+    """The state of a run without privacy between steps. Gives no privacy whatsoever.
+
+    Args:
+        model: from `model.add_adapter`; trained in place.
+        rows: tokenised rows; those that train nothing are left out.
+        settings: the run.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[Row], settings: PlainSettings) -> None:
+        kept = [row for row in rows if row.trains]
+        if not kept:
+            raise ValueError("there are no rows to train on")
+        self._model = model.eval()  # dropout is 0 in the adapter and of no use in a frozen base
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda done: _share_of_rate(done, settings.steps)
+        )
+        self._before = snapshot(model)
+        self._batches = _shuffled_batches(kept, settings)
+        self.steps, self.completed_steps = settings.steps, 0
+
+    def step(self) -> None:
+        """Take a step on the next mini-batch."""
+        input_ids, labels = pad(next(self._batches), self._trained[0].device)
+        logits = self._model(input_ids=input_ids, use_cache=False).logits
+        sequence_losses(logits, labels).mean().backward()
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.completed_steps += 1
+
+    def check(self) -> None:
+        """Raise AdapterUnmovedError if the adapter is unchanged or not finite."""
+        check_moved(self._model, self._before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a bit-exact resume needs."""
+        return {
+            "completed_steps": self.completed_steps,
+            "parameters": [p.detach().clone() for p in self._trained],
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.last_epoch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state; only a run that has not begun can."""
+        restore(self._trained, state["parameters"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.last_epoch = int(state["schedule"])
+        self.completed_steps = int(state["completed_steps"])
+        for _ in range(self.completed_steps):
+            next(self._batches)  # the shuffle follows from the seed
+
+
+def train_plain(model: Any, rows: Sequence[Row], settings: PlainSettings, on_step: OnStep | None = None) -> None:
     """Train the model's adapters on shuffled mini-batches of rows. Gives no privacy whatsoever.
 
     Args:
         model: from `model.add_adapter`; trained in place.
-        rows: tokenised rows (`data.encode_rows`); those that train nothing are left out.
+        rows: tokenised rows; those that train nothing are left out.
         settings: the run.
         on_step: called with the number of finished steps, and nothing else. What it raises stops the run.
 
@@ -66,25 +122,7 @@ def train_plain(
         ValueError: if there are no rows.
         AdapterUnmovedError: if an adapter is unchanged or not finite at the end.
     """
-    kept = [row for row in rows if row.trains]
-    if not kept:
-        raise ValueError("there are no rows to train on")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _share_of_rate(done, settings.steps))
-    before = snapshot(model)
-    batches = _shuffled_batches(kept, settings)
-    model.eval()  # dropout is 0 in the adapter and of no use in a frozen base
-    for step in range(1, settings.steps + 1):
-        input_ids, labels = pad(next(batches), trained[0].device)
-        logits = model(input_ids=input_ids, use_cache=False).logits
-        sequence_losses(logits, labels).mean().backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        if on_step is not None:
-            on_step(step)
-    check_moved(model, before)
+    finish(PlainRun(model, rows, settings), on_step)
 
 
 def _share_of_rate(done: int, steps: int) -> float:

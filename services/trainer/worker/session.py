@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import torch
 from murmura.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from services.trainer.worker.checkpoint import binding
 from services.trainer.worker.clipping import Clipping
 from services.trainer.worker.data import encode_rows, group_units
-from services.trainer.worker.engine import TrainingSettings, train_private
+from services.trainer.worker.engine import PrivateRun, Run, TrainingSettings
+from services.trainer.worker.execution import fitted
 from services.trainer.worker.heartbeat import Heartbeat, Stopped
 from services.trainer.worker.lora import UnsupportedModelError
 from services.trainer.worker.model import (
@@ -28,13 +32,17 @@ from services.trainer.worker.model import (
     load_base,
     save_adapter,
 )
-from services.trainer.worker.plain import PlainSettings, train_plain
+from services.trainer.worker.plain import PlainRun, PlainSettings
+from services.trainer.worker.saving import INTERVAL_S, Evicted, Saver
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.wire import Token, connect, patiently
 
 CHUNK_BYTES = 1 << 19
 CALL_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 600.0
+FAILED = 1
+# EX_TEMPFAIL, for whoever started the worker: another one is to go on from the checkpoint.
+EVICTED = 75
 
 
 class RowsUnavailable(Exception):
@@ -57,11 +65,22 @@ class Session:
         token: its job token.
         trainer_endpoint: `host:port`.
         dataset_endpoint: `host:port`.
+        checkpoint_interval_s: see `saving.Saver`.
     """
 
-    def __init__(self, job: str, attempt: int, token: Token, trainer_endpoint: str, dataset_endpoint: str) -> None:
+    def __init__(
+        self,
+        job: str,
+        attempt: int,
+        token: Token,
+        trainer_endpoint: str,
+        dataset_endpoint: str,
+        checkpoint_interval_s: float = INTERVAL_S,
+    ) -> None:
         self._job = job
         self._attempt = attempt
+        self._checkpoint_interval_s = checkpoint_interval_s
+        self._evicted = threading.Event()
         self._token = token
         # The generated types describe the asynchronous stubs; these channels are synchronous.
         trainer: Any = connect(trainer_endpoint)
@@ -69,21 +88,23 @@ class Session:
         self._trainer: Any = trainer_service_pb2_grpc.WorkerServiceStub(trainer)
         self._dataset: Any = dataset_service_pb2_grpc.DatasetServiceStub(dataset)
 
-    def run(self) -> bool:
-        """Do the job; returns whether its adapter was published.
+    def run(self) -> int:
+        """Do the job; returns the exit code: 0 when its adapter was published, 75 when another worker is to go on.
 
         A failure is reported as one of a few fixed causes: an exception's own words could quote a row.
         """
+        signal.signal(signal.SIGTERM, lambda *_: self._evicted.set())
         assignment = self._assignment()
         steps = assignment.mechanism.steps or assignment.unlimited_steps
         cause = pb.FAILURE_CAUSE_INTERNAL
         with Heartbeat(self._trainer, self._token, self._job, self._attempt, steps) as heartbeat:
-            signal.signal(signal.SIGTERM, lambda *_: heartbeat.stop())
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     self._train(assignment, heartbeat, Path(folder))
                     self._upload(Path(folder), steps)
-                return True
+                return 0
+            except Evicted:
+                return EVICTED
             except Stopped:
                 cause = pb.FAILURE_CAUSE_STOPPED
             except (BaseModelError, UnsupportedModelError):
@@ -95,41 +116,51 @@ class Session:
                 attested = min(heartbeat.completed_steps + 1, steps)
                 if is_out_of_memory(error):
                     self._give_up(pb.FAILURE_CAUSE_OUT_OF_MEMORY, attested)
-                    return False
+                    return FAILED
                 self._give_up(cause, attested)
                 raise
             self._give_up(cause, heartbeat.completed_steps)
-        return False
+        return FAILED
 
     def _train(self, assignment: trainer_pb2.Assignment, heartbeat: Heartbeat, out: Path) -> None:
         chosen = assignment.settings
         base = load_base(assignment.base_model_location)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
-        units, texts = self._rows(assignment)
-        rows = encode_rows(base.tokenizer, texts, chosen.max_length)
+        execution = fitted(model)
+        received = self._rows(assignment)
+        rows = encode_rows(base.tokenizer, received.texts, chosen.max_length)
+        saver = Saver(
+            self._trainer,
+            self._token,
+            self._job,
+            self._attempt,
+            received.checkpoint_key,
+            binding(assignment),
+            self._checkpoint_interval_s,
+        )
+        # Also a first attempt asks: after the trainer's own death it may not be the first.
+        found = saver.load()
+        key = RunKey(bytes.fromhex(found["key"])) if found else RunKey.generate()
+        run: Run
         if assignment.HasField("mechanism"):
-            mechanism, key = assignment.mechanism, RunKey.generate()
-            settings = TrainingSettings(
-                steps=mechanism.steps,
-                expected_batch_units=mechanism.sampling_probability * assignment.unit_count,
-                sampling_probability=mechanism.sampling_probability,
-                noise_multiplier=mechanism.noise_multiplier,
-                clipping_norm=chosen.clipping_norm,
-                clipping=_CLIPPING[chosen.clipping],
-                learning_rate=chosen.learning_rate,
-                max_rows_per_unit=chosen.max_rows_per_unit,
-                max_length=chosen.max_length,
+            grouped = group_units(
+                rows, received.units, assignment.unit_count, chosen.max_rows_per_unit, key.stream("rows")
             )
-            grouped = group_units(rows, units, assignment.unit_count, chosen.max_rows_per_unit, key.stream("rows"))
-            train_private(model, grouped, settings, key, heartbeat.on_step)
+            run = PrivateRun(model, grouped, _private(assignment), key, execution)
         else:
-            plain = PlainSettings(
-                steps=assignment.unlimited_steps,
-                batch_rows=chosen.batch_size,
-                learning_rate=chosen.learning_rate,
-                max_length=chosen.max_length,
+            run = PlainRun(
+                model,
+                rows,
+                PlainSettings(
+                    steps=assignment.unlimited_steps,
+                    batch_rows=chosen.batch_size,
+                    learning_rate=chosen.learning_rate,
+                    max_length=chosen.max_length,
+                ),
             )
-            train_plain(model, rows, plain, heartbeat.on_step)
+        if found:
+            run.load_state_dict(found["run"])
+        saver.finish(run, key, heartbeat, self._evicted)
         save_adapter(model, out, assignment.base_model.removeprefix("baseModels/"))
 
     def _assignment(self) -> trainer_pb2.Assignment:
@@ -140,19 +171,21 @@ class Session:
         assignment: trainer_pb2.Assignment = answer.assignment
         return assignment
 
-    def _rows(self, assignment: trainer_pb2.Assignment) -> tuple[list[int], list[str]]:
-        """Read all rows of the frame; returns the unit and the text of each."""
+    def _rows(self, assignment: trainer_pb2.Assignment) -> _Received:
+        """Read all rows of the frame."""
         request = dataset_service_pb2.ReadRowsRequest(frame=assignment.frame, text_column=assignment.text_column)
 
-        def read() -> tuple[list[int], list[str]]:
+        def read() -> _Received:
             units: list[np.ndarray[Any, Any]] = []
             texts: list[str] = []
+            key = b""
             for message in self._dataset.ReadRows(request, metadata=self._token.metadata()):
+                key = key or message.checkpoint_key
                 if message.arrow_ipc:
                     table = pa.ipc.open_stream(message.arrow_ipc).read_all()
                     units.append(table["unit"].to_numpy())
                     texts.extend(table["text"].to_pylist())
-            return [int(unit) for part in units for unit in part], texts
+            return _Received([int(unit) for part in units for unit in part], texts, key)
 
         try:
             return patiently(read)
@@ -180,6 +213,31 @@ class Session:
     def _give_up(self, cause: Any, steps: int) -> None:
         request = pb.ReportFailureRequest(job=self._job, attempt=self._attempt, attested_steps=steps, cause=cause)
         patiently(lambda: self._trainer.ReportFailure(request, timeout=CALL_TIMEOUT_S, metadata=self._token.metadata()))
+
+
+@dataclass(frozen=True)
+class _Received:
+    """The rows, in the order in which they came. Kept out of `repr`."""
+
+    units: list[int] = field(repr=False)
+    texts: list[str] = field(repr=False)
+    checkpoint_key: bytes = field(repr=False)
+
+
+def _private(assignment: trainer_pb2.Assignment) -> TrainingSettings:
+    """Return the private run that an assignment asks for."""
+    chosen, mechanism = assignment.settings, assignment.mechanism
+    return TrainingSettings(
+        steps=mechanism.steps,
+        expected_batch_units=mechanism.sampling_probability * assignment.unit_count,
+        sampling_probability=mechanism.sampling_probability,
+        noise_multiplier=mechanism.noise_multiplier,
+        clipping_norm=chosen.clipping_norm,
+        clipping=_CLIPPING[chosen.clipping],
+        learning_rate=chosen.learning_rate,
+        max_rows_per_unit=chosen.max_rows_per_unit,
+        max_length=chosen.max_length,
+    )
 
 
 _CLIPPING = {

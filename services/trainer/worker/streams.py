@@ -66,10 +66,16 @@ class KeyedStream:
         return np.argsort(self.uint64(count), kind="stable")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the exact position and key of the stream. As secret as the key itself."""
+        """Return the exact position and key of the stream, in plain values. As secret as the key itself."""
         state: dict[str, Any] = self._bits.state
-        return state
+        inner = {name: value if isinstance(value, int) else value.tolist() for name, value in state["s"].items()}
+        return state | {"s": inner}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved position; the next draws repeat bit by bit."""
-        self._bits.state = state
+        like = self._bits.state["s"]
+        inner = {
+            name: value if isinstance(value, int) else np.asarray(value, dtype=like[name].dtype)
+            for name, value in state["s"].items()
+        }
+        self._bits.state = state | {"s": inner}

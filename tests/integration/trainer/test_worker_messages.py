@@ -43,6 +43,8 @@ class Recorder(trainer_service_pb2_grpc.WorkerServiceServicer, dataset_service_p
         self.tokens: list[str] = []
         self.away = 0
         self.stop_after = 1 << 40
+        self.checkpoints: list[tuple[int, bytes]] = []
+        self.resume_from = b""
 
     def _note(self, message: Any, context: Any) -> None:
         self.messages.append(message)
@@ -65,13 +67,36 @@ class Recorder(trainer_service_pb2_grpc.WorkerServiceServicer, dataset_service_p
             self._note(message, context)
         return trainer_service_pb2.UploadAdapterResponse(adapter="adapters/job")
 
+    def SaveCheckpoint(self, request_iterator: Iterator[Any], context: Any) -> Any:
+        steps, pieces = 0, []
+        for message in request_iterator:
+            self._note(message, context)
+            steps = steps or message.completed_steps
+            pieces.append(message.data)
+        self.checkpoints.append((steps, b"".join(pieces)))
+        return trainer_service_pb2.SaveCheckpointResponse()
+
+    def LoadCheckpoint(self, request: Any, context: Any) -> Iterator[Any]:
+        self._note(request, context)
+        for start in range(0, len(self.resume_from), 100_000):
+            yield trainer_service_pb2.LoadCheckpointResponse(data=self.resume_from[start : start + 100_000])
+
+    def files(self) -> dict[str, bytes]:
+        """The files that were uploaded."""
+        files: dict[str, bytes] = {}
+        name = ""
+        for message in self.of(trainer_service_pb2.UploadAdapterRequest)[1:]:
+            name = message.file_name or name
+            files[name] = files.get(name, b"") + message.data
+        return files
+
     def ReportFailure(self, request: Any, context: Any) -> Any:
         self._note(request, context)
         return trainer_service_pb2.ReportFailureResponse()
 
     def ReadRows(self, request: Any, context: Any) -> Iterator[Any]:
         self._note(request, context)
-        yield dataset_service_pb2.ReadRowsResponse(unit_count=UNITS)
+        yield dataset_service_pb2.ReadRowsResponse(unit_count=UNITS, checkpoint_key=bytes(range(32)))
         for chunk in self.payload:
             yield dataset_service_pb2.ReadRowsResponse(arrow_ipc=chunk)
 
@@ -111,7 +136,9 @@ def assignment(tiny_base_model: Path) -> trainer_pb2.Assignment:
 ROWS = [_arrow([(unit, f"{SECRET} {unit} {row}") for unit in range(20) for row in range(3)])]
 
 
-def run(recorder: Recorder, folder: Path, meanwhile: Callable[[Any], None] | None = None) -> tuple[int, str]:
+def run(
+    recorder: Recorder, folder: Path, meanwhile: Callable[[Any], None] | None = None, **extra: str
+) -> tuple[int, str]:
     """Run a worker to its end; returns its exit code and its log."""
     server = grpc.server(futures.ThreadPoolExecutor(8))
     trainer_service_pb2_grpc.add_WorkerServiceServicer_to_server(recorder, server)
@@ -127,6 +154,7 @@ def run(recorder: Recorder, folder: Path, meanwhile: Callable[[Any], None] | Non
         "MURMURA_TRAINER_ENDPOINT": endpoint,
         "MURMURA_DATASET_ENDPOINT": endpoint,
         "OMP_NUM_THREADS": "1",
+        **extra,
     }
     log = folder / "worker.log"
     try:
@@ -161,11 +189,7 @@ def test_nothing_of_the_rows_or_of_how_training_went_leaves_a_worker(
         assert beat.completed_steps % INTERVAL == 0
     uploads = recorder.of(trainer_service_pb2.UploadAdapterRequest)
     assert uploads[0].completed_steps == STEPS
-    files: dict[str, bytes] = {}
-    name = ""
-    for message in uploads[1:]:
-        name = message.file_name or name
-        files[name] = files.get(name, b"") + message.data
+    files = recorder.files()
     assert sorted(files) == ["adapter_config.json", "adapter_model.safetensors"]
     assert str(assignment.base_model_location).encode() not in files["adapter_config.json"]
     # Every kind of message, and every field of it that is set, is on this list.
@@ -174,6 +198,7 @@ def test_nothing_of_the_rows_or_of_how_training_went_leaves_a_worker(
         ("GetAssignmentRequest", "job"),
         ("ReadRowsRequest", "frame"),
         ("ReadRowsRequest", "text_column"),
+        ("LoadCheckpointRequest", "job"),
         *(("HeartbeatRequest", field) for field in ("job", "attempt", "completed_steps")),
         *(("UploadAdapterRequest", field) for field in ("job", "attempt", "completed_steps", "file_name", "data")),
     }
@@ -198,7 +223,10 @@ def test_a_worker_that_is_told_to_stop_attests_its_steps(assignment: trainer_pb2
     assert not recorder.of(trainer_service_pb2.UploadAdapterRequest)
 
 
-def test_sigterm_means_stop(assignment: trainer_pb2.Assignment, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [False, True])
+def test_sigterm_leaves_a_checkpoint_unless_the_job_is_to_stop(
+    assignment: trainer_pb2.Assignment, tmp_path: Path, stop: bool
+) -> None:
     assignment.mechanism.steps = 50_000
     recorder = Recorder(assignment, ROWS)
 
@@ -208,13 +236,62 @@ def test_sigterm_means_stop(assignment: trainer_pb2.Assignment, tmp_path: Path) 
         while not any(message.completed_steps for message in recorder.of(beat)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        recorder.stop_after = 0 if stop else recorder.stop_after
         worker.terminate()
 
-    code, _ = run(recorder, tmp_path, terminate)
+    code, log = run(recorder, tmp_path, terminate)
+    failures = recorder.of(trainer_service_pb2.ReportFailureRequest)
+    if stop:
+        assert (code, log) == (1, "")
+        assert [failure.cause for failure in failures] == [trainer_service_pb2.FAILURE_CAUSE_STOPPED]
+        assert failures[0].attested_steps > 0
+        assert not recorder.checkpoints
+    else:
+        assert (code, log) == (75, "")
+        assert not failures
+        ((steps, sealed),) = recorder.checkpoints
+        assert steps > 0
+        assert SECRET.encode() not in sealed
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_worker_that_takes_over_makes_the_same_adapter(
+    assignment: trainer_pb2.Assignment, tmp_path: Path, private: bool
+) -> None:
+    """Bit for bit, from any checkpoint of the first worker: sampling, noise, row choice and optimizer go on."""
+    if not private:
+        assignment.ClearField("mechanism")
+        assignment.unlimited_steps = STEPS
+    whole = Recorder(assignment, ROWS)
+    assert run(whole, tmp_path, MURMURA_CHECKPOINT_SECONDS="0") == (0, "")
+    assert len(whole.checkpoints) > 3
+    assert [steps for steps, _ in whole.checkpoints] == sorted({steps for steps, _ in whole.checkpoints})
+    assert all(steps % INTERVAL == 0 for steps, _ in whole.checkpoints)
+    for steps, sealed in (whole.checkpoints[0], whole.checkpoints[-1]):
+        later = Recorder(assignment, ROWS)
+        later.assignment.attempt = 2
+        later.resume_from = sealed
+        assert run(later, tmp_path, MURMURA_ATTEMPT="2") == (0, "")
+        assert later.files() == whole.files(), f"taken over after step {steps}"
+    another = Recorder(assignment, ROWS)
+    assert run(another, tmp_path) == (0, "")
+    assert (another.files() == whole.files()) is not private, "another run has another key"
+
+
+def test_a_checkpoint_of_another_run_is_no_fresh_start(assignment: trainer_pb2.Assignment, tmp_path: Path) -> None:
+    first = Recorder(assignment, ROWS)
+    assert run(first, tmp_path, MURMURA_CHECKPOINT_SECONDS="0")[0] == 0
+    other = trainer_pb2.Assignment()
+    other.CopyFrom(assignment)
+    other.settings.learning_rate *= 2
+    recorder = Recorder(other, ROWS)
+    recorder.resume_from = first.checkpoints[0][1]
+    code, log = run(recorder, tmp_path)
     assert code == 1
+    assert log.startswith("the worker failed: CheckpointError at ")
     (failure,) = recorder.of(trainer_service_pb2.ReportFailureRequest)
-    assert failure.cause == trainer_service_pb2.FAILURE_CAUSE_STOPPED
-    assert failure.attested_steps > 0
+    assert failure.cause == trainer_service_pb2.FAILURE_CAUSE_INTERNAL
+    assert not recorder.files()
 
 
 def test_an_error_that_quotes_a_row_is_told_by_its_place_only(

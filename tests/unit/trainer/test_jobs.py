@@ -33,6 +33,8 @@ events = st.one_of(
         steps,
     ),
     st.builds(lambda attempt: lambda job: jobs.uploaded(job, attempt), st.integers(0, 2)),
+    st.builds(lambda attempt, done: lambda job: jobs.saved(job, attempt, done), st.integers(0, 3), steps),
+    st.builds(lambda evicted: lambda job: jobs.retried(job, evicted, 7.0), st.booleans()),
     st.just(lambda job: jobs.published(job, 9.0)),
     st.just(jobs.cancelling),
     st.builds(lambda done: lambda job: jobs.ending(job, "INTERNAL", done), st.one_of(st.none(), steps)),
@@ -57,6 +59,11 @@ def test_whatever_happens_a_job_keeps_its_promises(happening: list) -> None:
         # A worker runs on reserved budget only.
         assert job.reservation or not job.started
         assert before.completed_steps <= job.completed_steps <= TOTAL
+        assert job.attempt in (before.attempt, before.attempt + 1)
+        assert job.deaths < jobs.MOST_DEATHS
+        # Whoever comes after a dead worker cannot attest what that one ran.
+        if job.deaths and job.ending is not None:
+            assert job.ending.attested_steps is None
         # Free of charge only if no worker ever began; never beside an adapter.
         resolution = jobs.resolution(job)
         assert resolution.release == (not job.started)
@@ -99,6 +106,21 @@ def test_a_worker_cannot_take_back_reported_steps() -> None:
     assert jobs.resolution(job) == jobs.Resolution(release=False, attested_steps=7)
 
 
+def test_an_evicted_worker_is_followed_from_its_checkpoint() -> None:
+    job = jobs.retried(jobs.saved(jobs.progressed(running(), 1, 7), 1, 8), True, 6.0)
+    assert (job.attempt, job.stage) == (2, "resuming from step 8, attempt 2")
+    assert job.started and not jobs.resolution(job).release
+    assert jobs.begun(job, 2, 9.0).started == job.started
+    assert jobs.ending(jobs.begun(job, 2, 9.0), "STOPPED", 3).ending == jobs.Ending(jobs.FAILED, "STOPPED", 8)
+
+
+def test_a_cancelled_job_is_not_tried_again() -> None:
+    job = jobs.cancelling(running())
+    assert not jobs.may_retry(job, True)
+    with pytest.raises(IllegalTransition):
+        jobs.retried(job, True, 6.0)
+
+
 def test_a_silent_death_is_charged_in_full() -> None:
     job = jobs.ending(jobs.progressed(running(), 1, 7), "INTERNAL", None)
     assert jobs.resolution(job) == jobs.Resolution(release=False, attested_steps=None)
@@ -110,6 +132,7 @@ def test_another_attempts_worker_is_fenced_off(attempt: int) -> None:
         lambda: jobs.begun(running(), attempt, 5.0),
         lambda: jobs.progressed(running(), attempt, 1),
         lambda: jobs.uploaded(running(), attempt),
+        lambda: jobs.saved(running(), attempt, 3),
     ):
         with pytest.raises(Fenced):
             transition()

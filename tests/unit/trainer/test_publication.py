@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from murmura.api.trainer.v1 import trainer_pb2
 from services.common.errors import MurmuraError
 from services.trainer import jobs
 from services.trainer.artifacts import FILES, ArtifactStore
+from services.trainer.checkpoints import Checkpoints
 from services.trainer.control import Control
 from services.trainer.launcher import Observation, WorkOrder
 from services.trainer.store import JobStore, Record
@@ -115,6 +118,7 @@ class World:
             self.workers,
             ArtifactStore(self.directory / "artifacts", self.key),
             self.directory / "staging",
+            Checkpoints(self.directory / "checkpoints"),
             lambda _: "token",
         )
 
@@ -280,20 +284,46 @@ async def test_an_unknown_outcome_at_the_ledger_keeps_the_intent(tmp_path: Path)
     assert control.store.get("job") is not None
 
 
-async def test_a_worker_that_falls_silent_is_ended_and_charged_in_full(tmp_path: Path) -> None:
+def _now(job: jobs.Job) -> jobs.Job:
+    """A job that began just now: its running limit is far away."""
+    return dataclasses.replace(job, started=time.time())
+
+
+async def test_a_worker_that_falls_silent_is_killed_and_followed_by_another(tmp_path: Path) -> None:
     world = World(tmp_path)
     control = world.life()
-    control.store.add(record(world.running()))
+    control.store.add(record(_now(world.running())))
     control._born -= control._limits.silence + 1
+    await control.reconcile("job")
     found = control.store.get("job")
-    assert found is not None
-    # A job that began long ago would end by its running limit first.
-    control.store.update(jobs.begun(jobs.reserved(jobs.Job("job", "a", 20), RESERVATION), 1, 4e9))
+    assert found is not None and (found.job.state, found.job.attempt) == (jobs.RUNNING, 2)
+    assert world.workers.calls == ["kill"]
+    assert world.ledger.kinds() == []
+    # It was seen alive a moment ago: the new attempt has its whole time.
+    world.workers.seen = Observation(exists=False, alive=False)
+    await control.reconcile("job")
+    assert world.workers.calls == ["kill", "ensure"]
+    with pytest.raises(jobs.Fenced):
+        jobs.saved(found.job, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "before"),
+    [(75, {"evictions": jobs.MOST_EVICTIONS}), (-9, {"deaths": jobs.MOST_DEATHS - 1}), (None, {"deaths": 2})],
+)
+async def test_the_last_worker_that_goes_without_a_word_costs_the_plan(
+    tmp_path: Path, exit_code: int | None, before: dict[str, int]
+) -> None:
+    world = World(tmp_path)
+    control = world.life()
+    control.store.add(record(dataclasses.replace(_now(world.running()), checkpoint_steps=4, **before)))
+    world.workers.seen = Observation(exists=True, alive=False, exit_code=exit_code)
+    (tmp_path / "checkpoints" / "job.sealed").write_bytes(b"sealed")
     for _ in range(2):
         await control.reconcile("job")
     found = control.store.get("job")
     assert found is not None and found.job.state == jobs.FAILED
-    assert world.workers.calls == ["kill", "collect"]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
     request = ledger_service_pb2.CommitReservationRequest.FromString(world.ledger.events[0][1])
     assert not request.HasField("attested_steps")
 

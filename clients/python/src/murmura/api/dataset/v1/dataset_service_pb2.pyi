@@ -439,21 +439,28 @@ class ReadRowsResponse(_message.Message):
 
     ARROW_IPC_FIELD_NUMBER: _builtins.int
     UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_KEY_FIELD_NUMBER: _builtins.int
     arrow_ipc: _builtins.bytes
     """An Arrow IPC stream (schema and record batches) with the columns `unit` (int64, 0 to unit_count - 1; a
     pseudonym) and `text` (string). Empty slots are left out; every unit's number exists whether or not it has rows.
     """
     unit_count: _builtins.int
     """Set in the first message: privacy units of the frame."""
+    checkpoint_key: _builtins.bytes
+    """Set in the first message: 32 bytes, the same for every attempt of a job and for nothing else. The worker encrypts its
+    checkpoints with it. It comes from here, not from the trainer that keeps them, because what was learned from rows,
+    and the noise that hides them, is for those who may read the rows; when the dataset is erased, it is gone.
+    """
     def __init__(
         self,
         *,
         arrow_ipc: _builtins.bytes = ...,
         unit_count: _builtins.int = ...,
+        checkpoint_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrow_ipc", b"arrow_ipc", "unit_count", b"unit_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrow_ipc", b"arrow_ipc", "checkpoint_key", b"checkpoint_key", "unit_count", b"unit_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -385,6 +385,16 @@ class WorkerServiceStub(object):
                 request_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.HeartbeatRequest.SerializeToString,
                 response_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.HeartbeatResponse.FromString,
                 _registered_method=True)
+        self.SaveCheckpoint = channel.stream_unary(
+                '/murmura.api.trainer.v1.WorkerService/SaveCheckpoint',
+                request_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.SaveCheckpointRequest.SerializeToString,
+                response_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.SaveCheckpointResponse.FromString,
+                _registered_method=True)
+        self.LoadCheckpoint = channel.unary_stream(
+                '/murmura.api.trainer.v1.WorkerService/LoadCheckpoint',
+                request_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.LoadCheckpointRequest.SerializeToString,
+                response_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.LoadCheckpointResponse.FromString,
+                _registered_method=True)
         self.UploadAdapter = channel.stream_unary(
                 '/murmura.api.trainer.v1.WorkerService/UploadAdapter',
                 request_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.UploadAdapterRequest.SerializeToString,
@@ -410,6 +420,20 @@ class WorkerServiceServicer(object):
 
     def Heartbeat(self, request, context):
         """Reports steps, at fixed intervals, and renews the job token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveCheckpoint(self, request_iterator, context):
+        """Keeps an encrypted checkpoint in the place of the last one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadCheckpoint(self, request, context):
+        """Reads the last checkpoint of the job; no message at all if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -441,6 +465,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Heartbeat,
                     request_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.HeartbeatRequest.FromString,
                     response_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.HeartbeatResponse.SerializeToString,
+            ),
+            'SaveCheckpoint': grpc.stream_unary_rpc_method_handler(
+                    servicer.SaveCheckpoint,
+                    request_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.SaveCheckpointRequest.FromString,
+                    response_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.SaveCheckpointResponse.SerializeToString,
+            ),
+            'LoadCheckpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.LoadCheckpoint,
+                    request_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.LoadCheckpointRequest.FromString,
+                    response_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.LoadCheckpointResponse.SerializeToString,
             ),
             'UploadAdapter': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadAdapter,
@@ -508,6 +542,60 @@ class WorkerService(object):
             '/murmura.api.trainer.v1.WorkerService/Heartbeat',
             murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.HeartbeatRequest.SerializeToString,
             murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveCheckpoint(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/murmura.api.trainer.v1.WorkerService/SaveCheckpoint',
+            murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.SaveCheckpointRequest.SerializeToString,
+            murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.SaveCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/murmura.api.trainer.v1.WorkerService/LoadCheckpoint',
+            murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.LoadCheckpointRequest.SerializeToString,
+            murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.LoadCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -100,6 +100,10 @@ class WorkerServiceStub:
     """Reads what to run and marks the job as running."""
     Heartbeat: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.HeartbeatRequest, _trainer_service_pb2.HeartbeatResponse]
     """Reports steps, at fixed intervals, and renews the job token."""
+    SaveCheckpoint: _aio.StreamUnaryMultiCallable[_trainer_service_pb2.SaveCheckpointRequest, _trainer_service_pb2.SaveCheckpointResponse]
+    """Keeps an encrypted checkpoint in the place of the last one."""
+    LoadCheckpoint: _aio.UnaryStreamMultiCallable[_trainer_service_pb2.LoadCheckpointRequest, _trainer_service_pb2.LoadCheckpointResponse]
+    """Reads the last checkpoint of the job; no message at all if there is none."""
     UploadAdapter: _aio.StreamUnaryMultiCallable[_trainer_service_pb2.UploadAdapterRequest, _trainer_service_pb2.UploadAdapterResponse]
     """Uploads the adapter. The job has succeeded when this returns."""
     ReportFailure: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.ReportFailureRequest, _trainer_service_pb2.ReportFailureResponse]
@@ -123,6 +127,22 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_trainer_service_pb2.HeartbeatRequest, _abc.Awaitable[_trainer_service_pb2.HeartbeatResponse]],
     ) -> _abc.Awaitable[_trainer_service_pb2.HeartbeatResponse]:
         """Reports steps, at fixed intervals, and renews the job token."""
+
+    @_abc_1.abstractmethod
+    def SaveCheckpoint(
+        self,
+        request_iterator: _abc.AsyncIterator[_trainer_service_pb2.SaveCheckpointRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_trainer_service_pb2.SaveCheckpointRequest], _abc.Awaitable[_trainer_service_pb2.SaveCheckpointResponse]],
+    ) -> _abc.Awaitable[_trainer_service_pb2.SaveCheckpointResponse]:
+        """Keeps an encrypted checkpoint in the place of the last one."""
+
+    @_abc_1.abstractmethod
+    def LoadCheckpoint(
+        self,
+        request: _trainer_service_pb2.LoadCheckpointRequest,
+        context: _aio.ServicerContext[_trainer_service_pb2.LoadCheckpointRequest, _abc.AsyncIterator[_trainer_service_pb2.LoadCheckpointResponse]],
+    ) -> _abc.AsyncIterator[_trainer_service_pb2.LoadCheckpointResponse]:
+        """Reads the last checkpoint of the job; no message at all if there is none."""
 
     @_abc_1.abstractmethod
     def UploadAdapter(

@@ -1,0 +1,118 @@
+"""When a run is saved, and where it is taken up again.
+
+Saves happen at the steps at which progress is reported anyway, and not more often than once in an interval of
+seconds: their times tell whoever sees the traffic between worker and trainer no more than heartbeats do to everybody.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from services.trainer.worker.checkpoint import seal, unseal
+from services.trainer.worker.engine import Run
+from services.trainer.worker.heartbeat import Heartbeat, Stopped, report_interval
+from services.trainer.worker.streams import RunKey
+from services.trainer.worker.wire import Token, patiently
+
+CHUNK_BYTES = 1 << 19
+INTERVAL_S = 60.0
+TIMEOUT_S = 600.0
+
+
+class Evicted(Exception):
+    """The worker was asked to leave, and the job goes on elsewhere."""
+
+
+class Saver:
+    """Saves a run and takes it up again.
+
+    Args:
+        stub: the trainer's WorkerService.
+        token: of the job.
+        job: `trainingJobs/<id>`.
+        attempt: of this worker.
+        key: of the checkpoints (`ReadRowsResponse.checkpoint_key`).
+        bound: digest of the assignment (`checkpoint.binding`).
+        interval_s: at least so many seconds between two saves; 0 saves whenever progress is reported.
+    """
+
+    def __init__(
+        self, stub: Any, token: Token, job: str, attempt: int, key: bytes, bound: bytes, interval_s: float = INTERVAL_S
+    ) -> None:
+        self._stub = stub
+        self._token = token
+        self._job = job
+        self._attempt = attempt
+        self._key = key
+        self._bound = bound
+        self._interval_s = interval_s
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, or None if there is none.
+
+        Raises:
+            CheckpointError: if it does not open. A fresh start in its place would hide that something is wrong.
+        """
+        request = pb.LoadCheckpointRequest(job=self._job)
+
+        def read() -> bytes:
+            answers = self._stub.LoadCheckpoint(request, timeout=TIMEOUT_S, metadata=self._token.metadata())
+            return b"".join(answer.data for answer in answers)
+
+        sealed = patiently(read)
+        return unseal(sealed, self._key, self._bound) if sealed else None
+
+    def save(self, run: Run, key: RunKey) -> None:
+        """Send a checkpoint; returns when it is safe.
+
+        Raises:
+            grpc.RpcError: if the trainer does not take it.
+        """
+        state = {"key": key.secret.hex(), "run": run.state_dict()}
+        first = pb.SaveCheckpointRequest(job=self._job, attempt=self._attempt, completed_steps=run.completed_steps)
+
+        def messages() -> Iterator[pb.SaveCheckpointRequest]:
+            yield first
+            for piece in seal(state, self._key, self._bound):
+                for start in range(0, len(piece), CHUNK_BYTES):
+                    yield pb.SaveCheckpointRequest(data=piece[start : start + CHUNK_BYTES])
+
+        self._stub.SaveCheckpoint(messages(), timeout=TIMEOUT_S, metadata=self._token.metadata())
+        self._last = time.monotonic()
+
+    def finish(self, run: Run, key: RunKey, heartbeat: Heartbeat, evicted: threading.Event) -> None:
+        """Take the steps that are left, saving now and then.
+
+        Raises:
+            Stopped: if the job was told to stop.
+            Evicted: if the worker was, after a checkpoint.
+            AdapterUnmovedError: at the end, if nothing was learned.
+        """
+        heartbeat.completed_steps = run.completed_steps
+        interval = report_interval(run.steps)
+        while run.completed_steps < run.steps:
+            run.step()
+            heartbeat.on_step(run.completed_steps)
+            if evicted.is_set():
+                if heartbeat.should_stop():
+                    raise Stopped
+                patiently(lambda: self.save(run, key))
+                raise Evicted
+            due = time.monotonic() - self._last >= self._interval_s
+            if due and run.completed_steps % interval == 0 and run.completed_steps < run.steps:
+                self._try(run, key)
+        run.check()
+
+    def _try(self, run: Run, key: RunKey) -> None:
+        """Save; what fails is tried again after the next interval, since training itself is in no danger."""
+        try:
+            self.save(run, key)
+        except grpc.RpcError:
+            self._last = time.monotonic()
