@@ -12,7 +12,7 @@ export DEMO_DATA
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports protos codegen codegen-check pytest format lock \
-	demo demo-quick bench-accounting bench-ledger bench-train base-model up status down clean
+	demo demo-quick bench-accounting bench-ledger bench-train bench-utility base-model up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench-ledger: setup  ## durable bookkeeping beside a bare gRPC echo, with both s
 
 bench-train: setup  ## private fine-tuning beside plain LoRA and Opacus: tokens per second and memory
 	@$(BIN)/python -m tests.bench.train
+
+bench-utility: setup  ## how well private models write for several epsilons, with default settings
+	@$(BIN)/python -m tests.bench.utility
 
 base-model: setup  ## pre-train the bundled base model on public text: CORPUS=medquad.txt.gz
 	@test -n "$(CORPUS)" || { echo "Name the text to train on: make base-model CORPUS=medquad.txt.gz"; exit 2; }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,34 +14,11 @@ from services.common.errors import MurmuraError, invalid, not_found
 from services.common.ledger import Ledger
 from services.common.tokens import Principal
 from services.common.upstream import Upstream
+from services.trainer import defaults
+from services.trainer.defaults import Public
 
 DEFAULT_TEXT_COLUMN = "text"
 CALIBRATION_TIMEOUT_S = 90.0
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """Choices that work when an analyst makes none. Tried on PHEE with the bundled base model.
-
-    Attributes:
-        epochs: passes over units (private) or rows (unlimited).
-        batch_fraction: units expected in a step, as a fraction of all (private).
-        batch_size: rows of a step (unlimited).
-        learning_rate: constant (private), or the highest of a schedule (unlimited).
-    """
-
-    epochs: float
-    batch_fraction: float
-    batch_size: int
-    learning_rate: float
-
-
-PRIVATE = Defaults(epochs=10.0, batch_fraction=0.13, batch_size=0, learning_rate=3e-3)
-UNLIMITED = Defaults(epochs=3.0, batch_fraction=0.0, batch_size=12, learning_rate=6e-3)
-LORA_RANK = 16
-MAX_LENGTH = 256
-MAX_ROWS_PER_UNIT = 4
-CLIPPING_NORM = 1.0
 
 
 class Planner:
@@ -111,15 +86,9 @@ class Planner:
         return dataset
 
     async def _private(self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any) -> trainer_pb2.Plan:
-        settings, units = _filled(spec.settings), int(shape.unit_count)
-        if not settings.HasField("batch_size"):
-            settings.batch_size = max(1, round(PRIVATE.batch_fraction * units))
-        settings.batch_size = min(settings.batch_size, units)
-        _default(settings, "epochs", PRIVATE.epochs)
-        _default(settings, "learning_rate", PRIVATE.learning_rate)
-        probability = settings.batch_size / units
-        # Not epochs / probability: two roundings could make one step more out of a whole number.
-        steps = math.ceil(settings.epochs * units / settings.batch_size)
+        public = Public(int(shape.unit_count), int(shape.row_count), spec.target_epsilon)
+        settings, reasons, steps = _filled(spec.settings, public)
+        probability = settings.batch_size / public.units
         calibrated = await self._ledger.call(
             self._ledger.stub.Calibrate,
             ledger_service_pb2.CalibrateRequest(
@@ -138,9 +107,10 @@ class Planner:
         return trainer_pb2.Plan(
             settings=settings,
             statement=statement,
+            reasons=reasons,
             steps=steps,
             row_count=shape.row_count,
-            unit_count=units,
+            unit_count=shape.unit_count,
             affordable=calibrated.affordable,
             left_epsilon=account.left_epsilon,
             left_epsilon_after=calibrated.left_epsilon_after,
@@ -152,10 +122,8 @@ class Planner:
     async def _unlimited(
         self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any, principal: Principal
     ) -> trainer_pb2.Plan:
-        settings = _filled(spec.settings)
-        _default(settings, "batch_size", UNLIMITED.batch_size)
-        _default(settings, "epochs", UNLIMITED.epochs)
-        _default(settings, "learning_rate", UNLIMITED.learning_rate)
+        public = Public(int(shape.unit_count), int(shape.row_count), None)
+        settings, reasons, steps = _filled(spec.settings, public)
         request = ledger_service_pb2.GetAccountRequest(name=dataset.account)
         account = (await self._ledger.call(self._ledger.stub.GetAccount, request)).account
         return trainer_pb2.Plan(
@@ -166,7 +134,8 @@ class Planner:
                 privacy_unit_column=dataset.privacy_unit_column,
                 account=account.name,
             ),
-            steps=math.ceil(settings.epochs * shape.row_count / settings.batch_size),
+            reasons=reasons,
+            steps=steps,
             row_count=shape.row_count,
             unit_count=shape.unit_count,
             # For show: the ledger decides, when the reservation is made.
@@ -180,21 +149,16 @@ class Planner:
         )
 
 
-def _filled(chosen: trainer_pb2.Settings) -> trainer_pb2.Settings:
-    settings = trainer_pb2.Settings()
-    settings.CopyFrom(chosen)
-    _default(settings, "lora_rank", LORA_RANK)
-    _default(settings, "lora_alpha", 2.0 * settings.lora_rank)
-    _default(settings, "max_length", MAX_LENGTH)
-    _default(settings, "max_rows_per_unit", MAX_ROWS_PER_UNIT)
-    _default(settings, "clipping_norm", CLIPPING_NORM)
-    settings.clipping = settings.clipping or trainer_pb2.CLIPPING_NORMALISED
-    return settings
-
-
-def _default(settings: trainer_pb2.Settings, field: str, value: float) -> None:
-    if not settings.HasField(field):  # type: ignore[arg-type]
-        setattr(settings, field, value)
+def _filled(chosen: trainer_pb2.Settings, public: Public) -> tuple[trainer_pb2.Settings, tuple[str, ...], int]:
+    """Return complete settings, why they are what they are, and the number of steps that they make."""
+    named = {field.name: value for field, value in chosen.ListFields() if field.has_presence}
+    choice = defaults.fill(public, named)
+    settings = trainer_pb2.Settings(clipping=chosen.clipping or trainer_pb2.CLIPPING_NORMALISED)
+    for field in settings.DESCRIPTOR.fields:
+        if field.name in choice.settings:
+            value = choice.settings[field.name]
+            setattr(settings, field.name, int(value) if field.type == field.TYPE_INT32 else value)
+    return settings, choice.reasons, defaults.steps(public, choice.settings)
 
 
 def _check_text_column(shape: Any, name: str) -> None:

@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.trainer.worker.data import Row, Unit, pad
 from services.trainer.worker.engine import PrivateRun, TrainingSettings
-from services.trainer.worker.execution import Execution
+from services.trainer.worker.execution import Execution, fitted
 from services.trainer.worker.loss import sequence_losses
 from services.trainer.worker.streams import RunKey
 
@@ -119,11 +119,9 @@ def murmura(case: Case, packed: bool) -> Step:
     settings = TrainingSettings(
         steps=10**6, expected_batch_units=ROWS, sampling_probability=1.0, noise_multiplier=1.0, max_length=2048
     )
-    tokens = 1 << 16 if case.device == "cuda" else 1 << 11
-    cost = 256 if case.device == "cuda" else 2
-    execution = Execution(packed, micro_batch_tokens=tokens, gradient_bytes=1 << 33, rectangle_tokens=cost)
+    model = model_of(case)
     units = [Unit((Row.of(range(8)),))] * ROWS
-    run = PrivateRun(model_of(case), units, settings, RunKey(bytes(32)), execution)
+    run = PrivateRun(model, units, settings, RunKey(bytes(32)), fitted(model, case.length, Execution(packed=packed)))
     if run._packed is not packed:
         raise RuntimeError("this model cannot be packed")
 

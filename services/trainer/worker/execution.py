@@ -62,17 +62,21 @@ _ACTIVATION_SHARE, _GRADIENT_SHARE = 0.4, 0.2
 _PROBE_TOKENS = 64
 
 
-def fitted(model: nn.Module, wish: Execution | None = None) -> Execution:
+def fitted(model: nn.Module, longest: int, wish: Execution | None = None) -> Execution:
     """Return how a model is best run on the machine that it lies on.
 
     Args:
         model: on its device.
+        longest: tokens that a row may have. Where not even one such row fits, activations are computed again.
         wish: what to keep of; its sizes are replaced by what fits.
     """
     wish = wish or Execution()
     device = next(model.parameters()).device
     free = free_bytes(device)
     tokens = int(free * _ACTIVATION_SHARE / bytes_per_token(model, wish.checkpointing))
+    if tokens < longest and wish.checkpointing is Checkpointing.NONE:
+        wish = replace(wish, checkpointing=Checkpointing.NON_REENTRANT)
+        tokens = int(free * _ACTIVATION_SHARE / bytes_per_token(model, wish.checkpointing))
     return replace(
         wish,
         micro_batch_tokens=max(1, min(tokens, _MOST_TOKENS.get(device.type, _MOST_TOKENS["cpu"]))),

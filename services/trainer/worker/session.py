@@ -126,7 +126,7 @@ class Session:
         chosen = assignment.settings
         base = load_base(assignment.base_model_location)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
-        execution = fitted(model)
+        execution = fitted(model, chosen.max_length)
         received = self._rows(assignment)
         rows = encode_rows(base.tokenizer, received.texts, chosen.max_length)
         saver = Saver(

@@ -14,7 +14,6 @@ from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2
 from services.common.errors import MurmuraError
 from services.common.tokens import Principal
-from services.trainer import planning
 from services.trainer.planning import Planner
 
 ANALYST = Principal("analyst@local", frozenset({"analyst"}))
@@ -78,7 +77,15 @@ async def test_defaults_are_filled_in(upstream: Upstream) -> None:
         if field.has_presence:
             assert chosen.HasField(field.name), field.name
     assert chosen.clipping == trainer_pb2.CLIPPING_NORMALISED
-    assert chosen.batch_size == round(planning.PRIVATE.batch_fraction * 2000)
+    assert 100 <= chosen.batch_size <= 1000
+    assert chosen.max_rows_per_unit == 16
+
+
+async def test_a_plan_says_why_for_what_was_not_chosen(upstream: Upstream) -> None:
+    reasons = (await plan(upstream, spec(epochs=3))).reasons
+    named = [reason.partition(" ")[0] for reason in reasons]
+    assert named == ["batch_size", "learning_rate", "lora_rank"]
+    assert "of 2000 units" in reasons[0]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
         f"{plan.steps} steps; each unit takes part with probability {mechanism.sampling_probability:.3g} "
         f"(about {chosen.batch_size} of {plan.unit_count}), at most {chosen.max_rows_per_unit} rows; {rate}",
     )
+    for reason in plan.reasons:
+        table.add_row("", Text(reason, style="dim"))
     table.add_row("budget now", budget_bar(plan.spent_epsilon, plan.cap_epsilon))
     after = f"ε = {plan.left_epsilon:.4g} is left for a job; after this one {plan.left_epsilon_after:.4g}"
     table.add_row("", Text(after, style="" if plan.affordable else "bold red"))

@@ -3,9 +3,11 @@
 isort:skip_file
 The resources of the trainer."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from murmura.api.common.v1 import errors_pb2 as _errors_pb2
 from murmura.api.common.v1 import privacy_pb2 as _privacy_pb2
@@ -265,6 +267,7 @@ class Plan(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     CAP_EPSILON_FIELD_NUMBER: _builtins.int
     SPENT_EPSILON_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Number of steps that will run."""
     row_count: _builtins.int
@@ -291,6 +294,12 @@ class Plan(_message.Message):
     def statement(self) -> _privacy_pb2.PrivacyStatement:
         """What is promised. For an unlimited job only `unlimited` is set."""
 
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why settings that the analyst did not choose are what they are, a sentence each. They follow from public counts and
+        epsilon alone.
+        """
+
     def __init__(
         self,
         *,
@@ -305,10 +314,11 @@ class Plan(_message.Message):
         account: _builtins.str = ...,
         cap_epsilon: _builtins.float = ...,
         spent_epsilon: _builtins.float = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "affordable", b"affordable", "cap_epsilon", b"cap_epsilon", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "row_count", b"row_count", "settings", b"settings", "spent_epsilon", b"spent_epsilon", "statement", b"statement", "steps", b"steps", "unit_count", b"unit_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "affordable", b"affordable", "cap_epsilon", b"cap_epsilon", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "reasons", b"reasons", "row_count", b"row_count", "settings", b"settings", "spent_epsilon", b"spent_epsilon", "statement", b"statement", "steps", b"steps", "unit_count", b"unit_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
