@@ -24,7 +24,6 @@ from services.dataset.vault import Sealed, Vault
 # A message is one Arrow stream of about so many bytes; a single text is at most as long.
 CHUNK_BYTES = 1 << 20
 _ROW_BYTES = 16
-_WIRE = pa.schema([("unit", pa.int64()), ("text", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -127,20 +126,27 @@ class Catalogue:
         except Sealed:
             raise _unreadable(described) from None
 
-    def read(self, described: Described, text_column: str) -> Iterator[bytes]:
+    def read(self, described: Described, text_column: str, completion_column: str = "") -> Iterator[bytes]:
         """Yield the rows of a frame as Arrow IPC streams of about a mebibyte.
+
+        Args:
+            described: the frame.
+            text_column: becomes `text`.
+            completion_column: becomes `completion`; empty where there is none.
 
         Raises:
             MurmuraError: if the text column is missing or no text, or the rows cannot be opened.
         """
-        check_text_column(described.shape, text_column)
+        kept = {"text": text_column} | ({"completion": completion_column} if completion_column else {})
+        for column in kept.values():
+            check_text_column(described.shape, column)
         try:
             rows = self.vault.load(described.storage_id)
         except Sealed:
             raise _unreadable(described) from None
         slots = described.shape.slots
         rows = rows.slice(slots.start, len(slots))
-        for part in execution.run(rows, described.units, described.operations, text_column):
+        for part in execution.run(rows, described.units, described.operations, kept):
             yield from _messages(part)
 
 
@@ -211,7 +217,8 @@ def unknown_column(name: str, columns: tuple[str, ...]) -> MurmuraError:
 
 def _messages(rows: pl.DataFrame) -> Iterator[bytes]:
     """Cut rows so that each message stays small, however the lengths of the texts are spread."""
-    sizes = (rows.get_column("text").str.len_bytes() + _ROW_BYTES).to_list()
+    texts = rows.drop("unit").get_columns()
+    sizes = [_ROW_BYTES + sum(lengths) for lengths in zip(*(t.str.len_bytes().to_list() for t in texts), strict=True)]
     start, size = 0, 0
     for index, bytes_of_row in enumerate(sizes):
         if index > start and size + bytes_of_row > CHUNK_BYTES:
@@ -223,8 +230,9 @@ def _messages(rows: pl.DataFrame) -> Iterator[bytes]:
 
 
 def _ipc(rows: pl.DataFrame) -> bytes:
-    table = pa.table({"unit": rows["unit"].to_list(), "text": rows["text"].to_list()}, schema=_WIRE)
+    types = {name: pa.int64() if name == "unit" else pa.string() for name in rows.columns}
+    table = pa.table({name: pa.array(rows[name].to_list(), kind) for name, kind in types.items()})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, _WIRE) as writer:
+    with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue())

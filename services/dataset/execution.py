@@ -29,7 +29,7 @@ _NO_TEXTS = pl.lit(pl.Series([[]], dtype=pl.List(pl.String))).first()
 
 
 def run(
-    rows: pl.DataFrame, units: NDArray[np.int64], operations: Sequence[ex.Operation], text_column: str
+    rows: pl.DataFrame, units: NDArray[np.int64], operations: Sequence[ex.Operation], kept: dict[str, str]
 ) -> Iterator[pl.DataFrame]:
     """Apply checked operations to the rows of a frame's slots.
 
@@ -37,18 +37,20 @@ def run(
         rows: one line for each slot that the frame covers; its slices are already cut.
         units: the unit's number of each line; shape (rows,). No operation can touch it.
         operations: type-checked before.
-        text_column: the column to keep.
+        kept: the columns of text to keep, by the name that each gets.
 
     Yields:
-        Columns `unit` (int64) and `text`, without empty slots.
+        Columns `unit` (int64) and those kept, without slots in which one of them is empty.
     """
     for start in range(0, rows.height, ROWS_AT_ONCE):
         part = rows.slice(start, ROWS_AT_ONCE)
         columns, alive = apply(part, operations)
-        text = columns[text_column]
-        fits = (text.str.len_bytes() > 0) & (text.str.len_bytes() <= ex.MOST_TEXT_BYTES)
+        for column in kept.values():
+            length = columns[column].str.len_bytes()
+            alive &= ((length > 0) & (length <= ex.MOST_TEXT_BYTES)).fill_null(value=False)
+        texts = [columns[column].alias(name) for name, column in kept.items()]
         numbers = pl.Series("unit", units[start : start + part.height], dtype=pl.Int64)
-        yield pl.DataFrame([numbers, text.alias("text")]).filter(alive & fits.fill_null(value=False))
+        yield pl.DataFrame([numbers, *texts]).filter(alive)
 
 
 def apply(rows: pl.DataFrame, operations: Sequence[ex.Operation]) -> tuple[dict[str, pl.Series], pl.Series]:

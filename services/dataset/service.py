@@ -137,7 +137,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         await self._require_pending(worker.claims, described.dataset)
         key = await asyncio.to_thread(self._catalogue.checkpoint_key, described, str(worker.claims.get("job", "")))
         yield pb.ReadRowsResponse(unit_count=described.unit_count, checkpoint_key=key)
-        chunks = self._catalogue.read(described, request.text_column)
+        chunks = self._catalogue.read(described, request.text_column, request.completion_column)
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             yield pb.ReadRowsResponse(arrow_ipc=chunk)
 

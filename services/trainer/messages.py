@@ -13,6 +13,8 @@ from services.trainer.store import Record
 _CAUSES = {
     "STOPPED": "The job was stopped.",
     "BASE_MODEL": "The base model could not be loaded, or has no layer that can be adapted. Choose another one.",
+    "TEXT_FORMAT": "The base model's tokenizer has no chat template, or no end of text. Choose another base model, or "
+    "write the conversations out as text: X['text'] = X['messages'].apply(trace(…)).",
     "OUT_OF_MEMORY": "Memory ran out. Choose a smaller max_length or lora_rank, or a larger machine.",
     "ROWS_UNAVAILABLE": "The dataset service did not give the rows. Try again; if it persists, ask the operator.",
     "INTERNAL": "The worker ended without saying why. Try again; the operator finds its log.",
@@ -75,6 +77,8 @@ def assignment(record: Record, location: str) -> trainer_pb2.Assignment:
         base_model_location=location,
         frame=record.spec.frame,
         text_column=record.spec.text_column or "text",
+        completion_column=record.spec.completion_column,
+        text_format=record.spec.text_format,
         settings=plan.settings,
         unit_count=plan.unit_count,
     )

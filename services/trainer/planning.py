@@ -51,7 +51,13 @@ class Planner:
             self._dataset_stub.DescribeFrame,
             dataset_service_pb2.DescribeFrameRequest(frame=spec.frame, mock_rows=1),
         )
-        _check_text_column(shape, spec.text_column or DEFAULT_TEXT_COLUMN)
+        _check_text_column(shape, "text_column", spec.text_column or DEFAULT_TEXT_COLUMN)
+        completes = spec.text_format == trainer_pb2.TEXT_FORMAT_COMPLETION
+        if completes != bool(spec.completion_column):
+            must = "must name the column of completions" if completes else "goes with TEXT_FORMAT_COMPLETION alone"
+            raise invalid("spec.completion_column", must)
+        if completes:
+            _check_text_column(shape, "completion_column", spec.completion_column)
         if not shape.unit_count:
             raise invalid("spec.frame", "covers no rows")
         if privacy == "unlimited":
@@ -161,7 +167,7 @@ def _filled(chosen: trainer_pb2.Settings, public: Public) -> tuple[trainer_pb2.S
     return settings, choice.reasons, defaults.steps(public, choice.settings)
 
 
-def _check_text_column(shape: Any, name: str) -> None:
+def _check_text_column(shape: Any, field: str, name: str) -> None:
     kinds = {column.name: column.type for column in shape.schema.columns}
     listed = ", ".join(kinds)
     if name not in kinds:
@@ -173,4 +179,4 @@ def _check_text_column(shape: Any, name: str) -> None:
         )
     # ValueType 1 is a text; the enum lives in the dataset's contract.
     if kinds[name] != 1:
-        raise invalid("spec.text_column", "must name a column of text")
+        raise invalid(f"spec.{field}", "must name a column of text")

@@ -24,13 +24,14 @@ from deploy.local.demo import records
 from services.ledger import accounting
 from services.ledger.accounting import E18, Cap
 from services.trainer import defaults
-from services.trainer.worker.data import encode_rows, group_units
+from services.trainer.worker.data import group_units
 from services.trainer.worker.engine import TrainingSettings, train_private
 from services.trainer.worker.evaluate import perplexity
 from services.trainer.worker.execution import fitted
 from services.trainer.worker.model import LoraSettings, add_adapter, load_base
 from services.trainer.worker.plain import PlainSettings, train_plain
 from services.trainer.worker.streams import RunKey
+from services.trainer.worker.text import plain_rows
 
 EPSILONS = (1.0, 3.0, 8.0, 22.0)
 DELTA = 1e-5
@@ -74,7 +75,7 @@ def measure(data: Data, epsilon: float | None, **chosen: float) -> tuple[float, 
     settings = defaults.fill(defaults.Public(data.unit_count, len(data.texts), epsilon), chosen).settings
     base = load_base(str(BASE))
     model = add_adapter(base, LoraSettings(int(settings["lora_rank"]), settings["lora_alpha"]))
-    rows = encode_rows(base.tokenizer, data.texts, int(settings["max_length"]))
+    rows = plain_rows(base.tokenizer, data.texts, int(settings["max_length"]))
     steps = defaults.steps(defaults.Public(data.unit_count, len(data.texts), epsilon), settings)
     if epsilon is None:
         plain = PlainSettings(

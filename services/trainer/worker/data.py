@@ -6,9 +6,8 @@ so that a unit whose rows are zeroed out contributes exactly nothing, which is w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from services.trainer.worker.loss import IGNORED
 from services.trainer.worker.streams import KeyedStream
-
-_TOKENIZER_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -57,32 +54,6 @@ class Unit:
     """
 
     rows: tuple[Row, ...] = field(repr=False)
-
-
-def encode_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[Row]:
-    """Tokenise texts as `bos text eos`, cut to `max_length` tokens (a cut text has no eos).
-
-    Args:
-        tokenizer: a public transformers tokenizer; special tokens that it would add itself are left out.
-        texts: the rows.
-        max_length: at least 2.
-
-    Returns:
-        One row per text; empty for a text without tokens.
-    """
-    if max_length < 2:
-        raise ValueError("max_length must leave room for at least two tokens")
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    eos = tokenizer.eos_token_id
-    if bos is None or eos is None:
-        raise ValueError("the tokenizer of the base model has no end-of-text token")
-    everything = list(texts)
-    encoded: list[Row] = []
-    for start in range(0, len(everything), _TOKENIZER_BATCH):
-        batch = everything[start : start + _TOKENIZER_BATCH]
-        for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            encoded.append(Row.of([bos, *ids, eos][:max_length] if ids else []))
-    return encoded
 
 
 def group_units(

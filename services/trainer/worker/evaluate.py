@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from services.trainer.worker.batches import micro_batches
-from services.trainer.worker.data import Unit, encode_rows
+from services.trainer.worker.data import Unit
 from services.trainer.worker.loss import IGNORED, token_losses
 from services.trainer.worker.model import load_adapter, load_base
+from services.trainer.worker.text import TextFormat, encoder
 
 _TOKEN_BUDGET = 2048
 
@@ -48,7 +49,7 @@ def perplexity(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int
     Raises:
         ValueError: if no text has a token.
     """
-    rows = tuple(row for row in encode_rows(tokenizer, texts, max_length) if row.trains)
+    rows = tuple(row for row in encoder(tokenizer, TextFormat.PLAIN, max_length)(texts, ()) if row.trains)
     if not rows:
         raise ValueError("there is no text to evaluate")
     device = next(model.parameters()).device

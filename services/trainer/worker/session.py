@@ -20,7 +20,7 @@ from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.worker.checkpoint import binding
 from services.trainer.worker.clipping import Clipping
-from services.trainer.worker.data import encode_rows, group_units
+from services.trainer.worker.data import group_units
 from services.trainer.worker.engine import PrivateRun, Run, TrainingSettings
 from services.trainer.worker.execution import fitted
 from services.trainer.worker.heartbeat import Heartbeat, Stopped
@@ -35,6 +35,7 @@ from services.trainer.worker.model import (
 from services.trainer.worker.plain import PlainRun, PlainSettings
 from services.trainer.worker.saving import INTERVAL_S, Evicted, Saver
 from services.trainer.worker.streams import RunKey
+from services.trainer.worker.text import TextFormat, TextFormatError, encoder
 from services.trainer.worker.wire import Token, connect, patiently
 
 CHUNK_BYTES = 1 << 19
@@ -109,6 +110,8 @@ class Session:
                 cause = pb.FAILURE_CAUSE_STOPPED
             except (BaseModelError, UnsupportedModelError):
                 cause = pb.FAILURE_CAUSE_BASE_MODEL
+            except TextFormatError:
+                cause = pb.FAILURE_CAUSE_TEXT_FORMAT
             except RowsUnavailable:
                 cause = pb.FAILURE_CAUSE_ROWS_UNAVAILABLE
             except Exception as error:
@@ -127,8 +130,9 @@ class Session:
         base = load_base(assignment.base_model_location)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
         execution = fitted(model, chosen.max_length)
+        encode = encoder(base.tokenizer, _FORMATS[assignment.text_format], chosen.max_length)
         received = self._rows(assignment)
-        rows = encode_rows(base.tokenizer, received.texts, chosen.max_length)
+        rows = encode(received.texts, received.completions)
         saver = Saver(
             self._trainer,
             self._token,
@@ -173,11 +177,16 @@ class Session:
 
     def _rows(self, assignment: trainer_pb2.Assignment) -> _Received:
         """Read all rows of the frame."""
-        request = dataset_service_pb2.ReadRowsRequest(frame=assignment.frame, text_column=assignment.text_column)
+        request = dataset_service_pb2.ReadRowsRequest(
+            frame=assignment.frame,
+            text_column=assignment.text_column,
+            completion_column=assignment.completion_column,
+        )
 
         def read() -> _Received:
             units: list[np.ndarray[Any, Any]] = []
             texts: list[str] = []
+            completions: list[str] = []
             key = b""
             for message in self._dataset.ReadRows(request, metadata=self._token.metadata()):
                 key = key or message.checkpoint_key
@@ -185,7 +194,9 @@ class Session:
                     table = pa.ipc.open_stream(message.arrow_ipc).read_all()
                     units.append(table["unit"].to_numpy())
                     texts.extend(table["text"].to_pylist())
-            return _Received([int(unit) for part in units for unit in part], texts, key)
+                    if assignment.completion_column:
+                        completions.extend(table["completion"].to_pylist())
+            return _Received([int(unit) for part in units for unit in part], texts, completions, key)
 
         try:
             return patiently(read)
@@ -221,6 +232,7 @@ class _Received:
 
     units: list[int] = field(repr=False)
     texts: list[str] = field(repr=False)
+    completions: list[str] = field(repr=False)
     checkpoint_key: bytes = field(repr=False)
 
 
@@ -240,6 +252,12 @@ def _private(assignment: trainer_pb2.Assignment) -> TrainingSettings:
     )
 
 
+_FORMATS = {
+    trainer_pb2.TEXT_FORMAT_UNSPECIFIED: TextFormat.PLAIN,
+    trainer_pb2.TEXT_FORMAT_PLAIN: TextFormat.PLAIN,
+    trainer_pb2.TEXT_FORMAT_COMPLETION: TextFormat.COMPLETION,
+    trainer_pb2.TEXT_FORMAT_CHAT: TextFormat.CHAT,
+}
 _CLIPPING = {
     trainer_pb2.CLIPPING_FLAT: Clipping.FLAT,
     trainer_pb2.CLIPPING_NORMALISED: Clipping.NORMALISED,

@@ -85,6 +85,26 @@ def test_private_job_succeeds_and_costs_exactly_its_plan(cluster: Any, notes: li
         assert secret not in everything
 
 
+def test_a_job_learns_completions(cluster: Any, notes: list[dict[str, Any]]) -> None:
+    dataset = cluster.register(notes)
+    spec = cluster.spec(dataset, epochs=5.0)
+    spec.text_format, spec.completion_column = trainer_pb2.TEXT_FORMAT_COMPLETION, spec.text_column or "text"
+    job = cluster.ended(cluster.create(spec).name)
+    assert job.state == trainer_pb2.JOB_STATE_SUCCEEDED, job
+
+
+def test_a_base_model_that_cannot_write_chats_is_said_so_before_a_row_is_read(
+    cluster: Any, notes: list[dict[str, Any]]
+) -> None:
+    dataset = cluster.register(notes)
+    spec = cluster.spec(dataset, epochs=5.0)
+    spec.text_format = trainer_pb2.TEXT_FORMAT_CHAT
+    job = cluster.ended(cluster.create(spec).name)
+    assert job.state == trainer_pb2.JOB_STATE_FAILED
+    assert "no chat template" in job.error.message
+    assert cluster.account(dataset.account).spent == privacy_pb2.Price()
+
+
 def test_unlimited_job_is_an_entry_that_costs_nothing(cluster: Any, notes: list[dict[str, Any]]) -> None:
     dataset = cluster.register(notes)
     job = cluster.ended(cluster.create(cluster.spec(dataset, None, epochs=1.0)).name)

@@ -82,7 +82,7 @@ def run(table, operations, text_column):
         shape = ex.after(shape, operation)
     units, _ = units_within(np.arange(table.height) // 2, shape.slots)
     cut = table.slice(shape.slots.start, len(shape.slots))
-    return pl.concat(list(execution.run(cut, units, operations, text_column)))
+    return pl.concat(list(execution.run(cut, units, operations, {"text": text_column})))
 
 
 def test_a_failing_row_disappears_and_its_neighbours_stay_where_they_are():

@@ -122,11 +122,15 @@ def test_the_same_wish_is_the_same_request_and_another_is_not(frame):
 
         subject = property(lambda self: self._subject)
 
-    spec = Model("base", frame, "text", {"epochs": 3}).spec(22)
-    same = Model("base", frame, "text", {"epochs": 3}).spec(22.0)
+    spec = Model("base", frame, {"text": "text"}, {"epochs": 3}).spec(22)
+    same = Model("base", frame, {"text": "text"}, {"epochs": 3}).spec(22.0)
     ann, bob = Asker("ann"), Asker("bob")
     assert ann.request_id(spec) == ann.request_id(same)
-    others = [ann.request_id(spec, "1"), bob.request_id(spec), ann.request_id(Model("b", frame, "text", {}).spec(22))]
+    others = [
+        ann.request_id(spec, "1"),
+        bob.request_id(spec),
+        ann.request_id(Model("b", frame, {"text": "text"}, {}).spec(22)),
+    ]
     assert ann.request_id(spec) not in others
 
 
@@ -203,3 +207,25 @@ def test_an_absent_service_says_how_to_start_it(tmp_path):
     client = Client("grpc://127.0.0.1:1", "a.b.c", patience_s=0)
     with pytest.raises(errors.Unreachable, match="murmura up"):
         client.dataset("phee")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt_field": "text"}, "pass completion_field="),
+        ({"completion_field": "text"}, "pass prompt_field="),
+        ({"text_field": "text", "messages_field": "text"}, "A row is one thing"),
+        ({"messages_field": "nothing"}, "No column 'nothing'"),
+    ],
+)
+def test_columns_that_do_not_go_together_are_refused(frame, fields, message):
+    with pytest.raises(errors.InvalidInput, match=message):
+        LLM("base").fit(frame, **fields)
+
+
+def test_what_a_row_is_goes_into_the_job(frame):
+    spec = LLM("base").fit(frame, prompt_field="text", completion_field="text").spec(1)
+    assert (spec.text_column, spec.completion_column) == ("text", "text")
+    assert spec.text_format == trainer_pb2.TEXT_FORMAT_COMPLETION
+    assert LLM("base").fit(frame, messages_field="text").spec(1).text_format == trainer_pb2.TEXT_FORMAT_CHAT
+    assert LLM("base").fit(frame).spec(1).text_format == trainer_pb2.TEXT_FORMAT_PLAIN

@@ -132,6 +132,8 @@ async def test_a_plan_shows_that_unlimited_is_not_allowed(upstream: Upstream, po
     [
         (lambda s: setattr(s, "text_column", "nothing"), "COLUMN_UNKNOWN"),
         (lambda s: setattr(s, "text_column", "age"), "FIELD_RULES"),
+        (lambda s: setattr(s, "completion_column", "text"), "FIELD_RULES"),
+        (lambda s: setattr(s, "text_format", trainer_pb2.TEXT_FORMAT_COMPLETION), "FIELD_RULES"),
         (lambda s: setattr(s, "base_model", "baseModels/other"), "BASE_MODEL_UNKNOWN"),
         (lambda s: s.ClearField("target_epsilon"), "FIELD_RULES"),
         (lambda s: setattr(s, "unlimited", False), "FIELD_RULES"),

@@ -64,7 +64,8 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
     table.add_row(
         "training",
         f"{plan.steps} steps; each unit takes part with probability {mechanism.sampling_probability:.3g} "
-        f"(about {chosen.batch_size} of {plan.unit_count}), at most {chosen.max_rows_per_unit} rows; {rate}",
+        f"(about {chosen.batch_size} of {plan.unit_count}), at most {chosen.max_rows_per_unit} rows of at most "
+        f"{chosen.max_length} tokens; {rate}",
     )
     for reason in plan.reasons:
         table.add_row("", Text(reason, style="dim"))

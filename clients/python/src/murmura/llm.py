@@ -149,28 +149,47 @@ class LLM(Sampler):
         super().__init__(client)
         self.name = name.removeprefix("baseModels/")
 
-    def fit(self, X: RemoteFrame, text_field: str = "text", **settings: float) -> Model:
+    def fit(
+        self,
+        X: RemoteFrame,
+        text_field: str | None = None,
+        *,
+        prompt_field: str | None = None,
+        completion_field: str | None = None,
+        messages_field: str | None = None,
+        **settings: float,
+    ) -> Model:
         """Say what should be trained; nothing runs before `murmura.eval`.
+
+        A row is a text (`text_field`), a prompt with the completion that is learned (`prompt_field` and
+        `completion_field`), or a conversation whose assistant is learned (`messages_field`: JSON, a list of objects
+        with role and content, written by the base model's chat template). Texts of other shapes are made in the frame:
+        `X["text"] = X["note"].apply(trace(lambda note: f"Note: {note}"))`.
 
         Args:
             X: a remote frame.
-            text_field: the column that holds the text.
+            text_field: the column that holds the text; `text` unless something else is named.
+            prompt_field: the column that holds prompts.
+            completion_field: the column that holds completions.
+            messages_field: the column that holds conversations.
             **settings: epochs, batch_size, learning_rate, lora_rank, lora_alpha, max_length, max_rows_per_unit,
                 clipping_norm. What is left out gets a default that works.
 
         Raises:
-            InvalidInput: if a setting does not exist or the column does not.
+            InvalidInput: if a setting does not exist, a column does not, or the columns do not go together.
         """
         if not isinstance(X, RemoteFrame):
             raise InvalidInput(f"fit takes a remote frame, not a {type(X).__name__}: client.dataset('…').as_pandas().")
-        if text_field not in X.columns:
-            raise InvalidInput(
-                f"No column {text_field!r} in this frame; it has {', '.join(X.columns)}. "
-                "Rename one, or pass text_field='…'."
-            )
+        columns = _columns(text_field, prompt_field, completion_field, messages_field)
+        for column in columns.values():
+            if column not in X.columns:
+                raise InvalidInput(
+                    f"No column {column!r} in this frame; it has {', '.join(X.columns)}. "
+                    "Rename one, or pass text_field='…'."
+                )
         if unknown := sorted(set(settings) - set(_SETTINGS)):
             raise InvalidInput(f"No setting {', '.join(unknown)}. There are: {', '.join(_SETTINGS)}.")
-        return Model(self.name, X.copy(), text_field, settings)
+        return Model(self.name, X.copy(), columns, settings)
 
     def _served_name(self) -> str:
         return f"baseModels/{self.name}"
@@ -185,15 +204,15 @@ class Model(Sampler):
     Args:
         base: the base model's public name.
         X: the rows.
-        text_field: the column that holds the text.
+        columns: the columns of text: `text`, `prompt` and `completion`, or `messages`.
         settings: what was chosen.
     """
 
-    def __init__(self, base: str, X: RemoteFrame, text_field: str, settings: dict[str, Any]) -> None:
+    def __init__(self, base: str, X: RemoteFrame, columns: dict[str, str], settings: dict[str, Any]) -> None:
         super().__init__(X.client)
         self._base = base
         self._frame = X
-        self._text_field = text_field
+        self._columns = columns
         self._settings = {name: _SETTINGS[name](value) for name, value in settings.items()}
         self.job: trainer_pb2.TrainingJob | None = None
 
@@ -208,7 +227,9 @@ class Model(Sampler):
         spec = trainer_pb2.JobSpec(
             base_model=f"baseModels/{self._base}",
             frame=self._frame.proto,
-            text_column=self._text_field,
+            text_column=next(iter(self._columns.values())),
+            completion_column=self._columns.get("completion", ""),
+            text_format=_FORMATS[next(iter(self._columns))],
             settings=trainer_pb2.Settings(**self._settings),
         )
         if target_epsilon == "unlimited":
@@ -238,6 +259,25 @@ class Model(Sampler):
         if self.job is None:
             return f"<{self._base} on {self._frame.proto.dataset}, not trained; next: murmura.eval(model, …)>"
         return f"<{self.job.adapter or self.job.name} of {self._base} on {self._frame.proto.dataset}>"
+
+
+# Numbers of the contract's TextFormat, by what the first column holds.
+_FORMATS: dict[str, Any] = {"text": 1, "prompt": 2, "messages": 3}
+
+
+def _columns(text: str | None, prompt: str | None, completion: str | None, messages: str | None) -> dict[str, str]:
+    """Return the columns that hold text, by what they hold."""
+    if (prompt is None) != (completion is None):
+        missing = "completion_field" if completion is None else "prompt_field"
+        raise InvalidInput(f"prompt_field and completion_field go together; pass {missing}='…' as well.")
+    if sum(named is not None for named in (text, prompt, messages)) > 1:
+        raise InvalidInput(
+            "A row is one thing: pass text_field='…', or prompt_field='…' and completion_field='…', or "
+            "messages_field='…'."
+        )
+    if prompt is not None and completion is not None:
+        return {"prompt": prompt, "completion": completion}
+    return {"messages": messages} if messages is not None else {"text": text or "text"}
 
 
 def _options(temperature: float, max_new_tokens: int, top_p: float, seed: int | None, stop: list[str] | None) -> Any:

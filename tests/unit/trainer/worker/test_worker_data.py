@@ -5,37 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.trainer.worker.data import Row, Unit, encode_rows, group_units
-
-
-class Letters:
-    """A tokenizer of letters; ids from 3."""
-
-    bos_token_id = 0
-    eos_token_id = 1
-
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
-        return {"input_ids": [[ord(c) - 94 for c in text] for text in texts]}
-
-
-def test_rows_begin_and_end_and_are_cut():
-    rows = encode_rows(Letters(), ["ab", "", "abcdefgh"], max_length=6)
-    assert [row.ids.tolist() for row in rows] == [[0, 3, 4, 1], [], [0, 3, 4, 5, 6, 7]]
-
-
-def test_a_tokenizer_without_a_beginning_uses_its_end():
-    tokenizer = Letters()
-    tokenizer.bos_token_id = None
-    assert encode_rows(tokenizer, ["a"], 10)[0].ids.tolist() == [1, 3, 1]
-    tokenizer.eos_token_id = None
-    with pytest.raises(ValueError, match="no end-of-text"):
-        encode_rows(tokenizer, ["a"], 10)
-
-
-def test_many_rows_keep_their_order():
-    texts = ["abcdef"[: 1 + i % 5] for i in range(1300)]
-    assert [len(row) - 2 for row in encode_rows(Letters(), texts, 99)] == [len(t) for t in texts]
+from services.trainer.worker.data import Row, Unit, group_units
 
 
 def rows_of(*lengths: int) -> list[Row]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.worker.data import Row, Unit, encode_rows
+from services.trainer.worker.data import Row, Unit
 from services.trainer.worker.engine import (
     AdapterUnmovedError,
     PrivateRun,
@@ -23,6 +23,7 @@ from services.trainer.worker.lora import UnsupportedModelError
 from services.trainer.worker.noise import GaussianNoise
 from services.trainer.worker.sampling import PoissonSampler
 from services.trainer.worker.streams import RunKey
+from services.trainer.worker.text import plain_rows
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox"]
 LENGTHS = [[5, 9, 2], [12], [], [7, 7], [30, 3, 4, 5], [40]]
@@ -278,11 +279,11 @@ def test_training_improves_what_it_is_trained_on(make_model, make_units, make_se
     class Known:
         bos_token_id, eos_token_id = 0, 1
 
-        def __call__(self, texts, add_special_tokens):
+        def __call__(self, texts, add_special_tokens, split_special_tokens):
             return {"input_ids": [[10 + ord(c) % 40 for c in text] for text in texts]}
 
     texts = ["the cat sat on the mat", "the dog sat on the log"] * 4
-    units = [Unit((row,)) for row in encode_rows(Known(), texts, 64)]
+    units = [Unit((row,)) for row in plain_rows(Known(), texts, 64)]
     model = make_model(dtype=torch.float32, fresh=True)
     before = perplexity(model, Known(), texts).perplexity
     settings = make_settings(
@@ -299,5 +300,5 @@ def test_training_improves_what_it_is_trained_on(make_model, make_units, make_se
 def test_no_signature_of_a_run_offers_a_loss():
     assert inspect.signature(train_private).return_annotation == "None"
     public = {name for name in dir(PrivateRun) if not name.startswith("_")}
-    assert public == {"step", "state_dict", "load_state_dict"}
+    assert public == {"step", "check", "state_dict", "load_state_dict"}
     assert {f for f in TrainingSettings.__dataclass_fields__} >= {"steps", "noise_multiplier"}

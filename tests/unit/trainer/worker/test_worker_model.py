@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.trainer.worker import plain
-from services.trainer.worker.data import Row, encode_rows
+from services.trainer.worker.data import Row
 from services.trainer.worker.engine import AdapterUnmovedError
 from services.trainer.worker.evaluate import perplexity, read_texts
 from services.trainer.worker.model import (
@@ -27,6 +27,7 @@ from services.trainer.worker.model import (
     save_adapter,
 )
 from services.trainer.worker.plain import PlainSettings, train_plain
+from services.trainer.worker.text import plain_rows
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a cat", ""]
 CPU = torch.device("cpu")
@@ -67,7 +68,7 @@ def trained(location):
     model = add_adapter(base, LoraSettings(rank=4, alpha=8.0))
     steps: list[int] = []
     settings = PlainSettings(steps=30, batch_rows=2, learning_rate=0.03)
-    train_plain(model, encode_rows(base.tokenizer, TEXTS, 64), settings, steps.append)
+    train_plain(model, plain_rows(base.tokenizer, TEXTS, 64), settings, steps.append)
     assert steps == list(range(1, 31))
     return base, model, before
 
@@ -153,7 +154,7 @@ def test_plain_training_that_moves_nothing_is_an_error(location, monkeypatch):
     base = load_base(location, CPU)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
     with pytest.raises(AdapterUnmovedError):
-        rows = encode_rows(base.tokenizer, TEXTS, 64)
+        rows = plain_rows(base.tokenizer, TEXTS, 64)
         train_plain(add_adapter(base, LoraSettings()), rows, PlainSettings(steps=1))
 
 

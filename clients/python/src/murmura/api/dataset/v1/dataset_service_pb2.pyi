@@ -411,8 +411,11 @@ class ReadRowsRequest(_message.Message):
 
     FRAME_FIELD_NUMBER: _builtins.int
     TEXT_COLUMN_FIELD_NUMBER: _builtins.int
+    COMPLETION_COLUMN_FIELD_NUMBER: _builtins.int
     text_column: _builtins.str
     """The column that holds the text."""
+    completion_column: _builtins.str
+    """A second column of text, where a job learns completions; unset otherwise."""
     @_builtins.property
     def frame(self) -> _expressions_pb2.Frame:
         """The frame; its digest must be the job token's."""
@@ -422,10 +425,11 @@ class ReadRowsRequest(_message.Message):
         *,
         frame: _expressions_pb2.Frame | None = ...,
         text_column: _builtins.str = ...,
+        completion_column: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "text_column", b"text_column"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_column", b"completion_column", "frame", b"frame", "text_column", b"text_column"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,7 +446,8 @@ class ReadRowsResponse(_message.Message):
     CHECKPOINT_KEY_FIELD_NUMBER: _builtins.int
     arrow_ipc: _builtins.bytes
     """An Arrow IPC stream (schema and record batches) with the columns `unit` (int64, 0 to unit_count - 1; a
-    pseudonym) and `text` (string). Empty slots are left out; every unit's number exists whether or not it has rows.
+    pseudonym), `text` (string) and, if it was asked for, `completion` (string). Empty slots are left out; every unit's
+    number exists whether or not it has rows.
     """
     unit_count: _builtins.int
     """Set in the first message: privacy units of the frame."""

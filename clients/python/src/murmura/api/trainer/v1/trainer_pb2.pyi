@@ -47,6 +47,38 @@ CLIPPING_NORMALISED: Clipping.ValueType  # 2
 """Scaled to the clipping norm, up or down."""
 Global___Clipping: _TypeAlias = Clipping  # noqa: Y015
 
+class _TextFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TextFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TextFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TEXT_FORMAT_UNSPECIFIED: _TextFormat.ValueType  # 0
+    """A text; every token is learned. The same as PLAIN."""
+    TEXT_FORMAT_PLAIN: _TextFormat.ValueType  # 1
+    """A text; every token is learned."""
+    TEXT_FORMAT_COMPLETION: _TextFormat.ValueType  # 2
+    """A prompt in `text_column` and its completion in `completion_column`; only the completion is learned."""
+    TEXT_FORMAT_CHAT: _TextFormat.ValueType  # 3
+    """Messages as JSON, a list of objects with `role` and `content`, written by the base model's chat template; only what
+    the assistant says is learned.
+    """
+
+class TextFormat(_TextFormat, metaclass=_TextFormatEnumTypeWrapper):
+    """What a row of text is."""
+
+TEXT_FORMAT_UNSPECIFIED: TextFormat.ValueType  # 0
+"""A text; every token is learned. The same as PLAIN."""
+TEXT_FORMAT_PLAIN: TextFormat.ValueType  # 1
+"""A text; every token is learned."""
+TEXT_FORMAT_COMPLETION: TextFormat.ValueType  # 2
+"""A prompt in `text_column` and its completion in `completion_column`; only the completion is learned."""
+TEXT_FORMAT_CHAT: TextFormat.ValueType  # 3
+"""Messages as JSON, a list of objects with `role` and `content`, written by the base model's chat template; only what
+the assistant says is learned.
+"""
+Global___TextFormat: _TypeAlias = TextFormat  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -211,16 +243,22 @@ class JobSpec(_message.Message):
     TARGET_EPSILON_FIELD_NUMBER: _builtins.int
     UNLIMITED_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    TEXT_FORMAT_FIELD_NUMBER: _builtins.int
+    COMPLETION_COLUMN_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """`baseModels/<id>`."""
     text_column: _builtins.str
-    """The column that holds the text; the default is `text`."""
+    """The column that holds the text, the prompts or the messages; the default is `text`."""
     target_epsilon: _builtins.float
     """The epsilon that the job may reach at the account's delta."""
     unlimited: _builtins.bool
     """No privacy; only where the policy allows it."""
     display_name: _builtins.str
     """For people."""
+    text_format: Global___TextFormat.ValueType
+    """What a row is."""
+    completion_column: _builtins.str
+    """The column that holds completions; set for TEXT_FORMAT_COMPLETION and for no other."""
     @_builtins.property
     def frame(self) -> _expressions_pb2.Frame:
         """The rows."""
@@ -239,10 +277,12 @@ class JobSpec(_message.Message):
         target_epsilon: _builtins.float = ...,
         unlimited: _builtins.bool = ...,
         display_name: _builtins.str = ...,
+        text_format: Global___TextFormat.ValueType = ...,
+        completion_column: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "unlimited", b"unlimited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "display_name", b"display_name", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "text_column", b"text_column", "unlimited", b"unlimited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "completion_column", b"completion_column", "display_name", b"display_name", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "text_column", b"text_column", "text_format", b"text_format", "unlimited", b"unlimited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_privacy: _TypeAlias = _typing.Literal["target_epsilon", "unlimited"]  # noqa: Y015
     _WhichOneofArgType_privacy: _TypeAlias = _typing.Literal["privacy", b"privacy"]  # noqa: Y015
@@ -432,6 +472,8 @@ class Assignment(_message.Message):
     MECHANISM_FIELD_NUMBER: _builtins.int
     UNLIMITED_STEPS_FIELD_NUMBER: _builtins.int
     UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    TEXT_FORMAT_FIELD_NUMBER: _builtins.int
+    COMPLETION_COLUMN_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`trainingJobs/<id>`."""
     attempt: _builtins.int
@@ -446,6 +488,10 @@ class Assignment(_message.Message):
     """Steps to run without privacy; 0 otherwise."""
     unit_count: _builtins.int
     """Privacy units of the frame."""
+    text_format: Global___TextFormat.ValueType
+    """What a row is."""
+    completion_column: _builtins.str
+    """The column that holds completions; unset unless there are any."""
     @_builtins.property
     def frame(self) -> _expressions_pb2.Frame:
         """The rows."""
@@ -471,10 +517,12 @@ class Assignment(_message.Message):
         mechanism: _privacy_pb2.SubsampledGaussian | None = ...,
         unlimited_steps: _builtins.int = ...,
         unit_count: _builtins.int = ...,
+        text_format: Global___TextFormat.ValueType = ...,
+        completion_column: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "mechanism", b"mechanism", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "base_model_location", b"base_model_location", "frame", b"frame", "job", b"job", "mechanism", b"mechanism", "settings", b"settings", "text_column", b"text_column", "unit_count", b"unit_count", "unlimited_steps", b"unlimited_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "base_model_location", b"base_model_location", "completion_column", b"completion_column", "frame", b"frame", "job", b"job", "mechanism", b"mechanism", "settings", b"settings", "text_column", b"text_column", "text_format", b"text_format", "unit_count", b"unit_count", "unlimited_steps", b"unlimited_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -38,6 +38,8 @@ class _FailureCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureC
     """The rows could not be fetched."""
     FAILURE_CAUSE_INTERNAL: _FailureCause.ValueType  # 5
     """Anything else."""
+    FAILURE_CAUSE_TEXT_FORMAT: _FailureCause.ValueType  # 6
+    """The base model's tokenizer cannot write the text format. Found before any row is read."""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper):
     """Why a worker gives up. None of them depends on the content of a row."""
@@ -54,6 +56,8 @@ FAILURE_CAUSE_ROWS_UNAVAILABLE: FailureCause.ValueType  # 4
 """The rows could not be fetched."""
 FAILURE_CAUSE_INTERNAL: FailureCause.ValueType  # 5
 """Anything else."""
+FAILURE_CAUSE_TEXT_FORMAT: FailureCause.ValueType  # 6
+"""The base model's tokenizer cannot write the text format. Found before any row is read."""
 Global___FailureCause: _TypeAlias = FailureCause  # noqa: Y015
 
 @_typing.final
