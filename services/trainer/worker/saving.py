@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ import grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.worker.checkpoint import seal, unseal
 from services.trainer.worker.engine import Run
+from services.trainer.worker.execution import Execution
 from services.trainer.worker.heartbeat import Heartbeat, Stopped, report_interval
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.wire import Token, patiently
@@ -27,6 +29,30 @@ TIMEOUT_S = 600.0
 
 class Evicted(Exception):
     """The worker was asked to leave, and the job goes on elsewhere."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was begun with, and has to be taken up again with.
+
+    Attributes:
+        key: of its randomness.
+        execution: how it uses the machine. Where rows are cut into micro-batches decides the last bits of sums, so a
+            run that goes on elsewhere keeps its cuts.
+    """
+
+    key: RunKey
+    execution: Execution
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it in plain values (secret)."""
+        plain = asdict(self.execution) | {"checkpointing": self.execution.checkpointing.value}
+        return {"key": self.key.secret.hex(), "execution": plain}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Origin:
+        """Return what a checkpoint holds."""
+        return cls(RunKey(bytes.fromhex(state["key"])), Execution(**state["execution"]))
 
 
 class Saver:
@@ -69,13 +95,13 @@ class Saver:
         sealed = patiently(read)
         return unseal(sealed, self._key, self._bound) if sealed else None
 
-    def save(self, run: Run, key: RunKey) -> None:
+    def save(self, run: Run, origin: Origin) -> None:
         """Send a checkpoint; returns when it is safe.
 
         Raises:
             grpc.RpcError: if the trainer does not take it.
         """
-        state = {"key": key.secret.hex(), "run": run.state_dict()}
+        state = origin.state_dict() | {"run": run.state_dict()}
         first = pb.SaveCheckpointRequest(job=self._job, attempt=self._attempt, completed_steps=run.completed_steps)
 
         def messages() -> Iterator[pb.SaveCheckpointRequest]:
@@ -87,7 +113,7 @@ class Saver:
         self._stub.SaveCheckpoint(messages(), timeout=TIMEOUT_S, metadata=self._token.metadata())
         self._last = time.monotonic()
 
-    def finish(self, run: Run, key: RunKey, heartbeat: Heartbeat, evicted: threading.Event) -> None:
+    def finish(self, run: Run, origin: Origin, heartbeat: Heartbeat, evicted: threading.Event) -> None:
         """Take the steps that are left, saving now and then.
 
         Raises:
@@ -103,16 +129,16 @@ class Saver:
             if evicted.is_set():
                 if heartbeat.should_stop():
                     raise Stopped
-                patiently(lambda: self.save(run, key))
+                patiently(lambda: self.save(run, origin))
                 raise Evicted
             due = time.monotonic() - self._last >= self._interval_s
             if due and run.completed_steps % interval == 0 and run.completed_steps < run.steps:
-                self._try(run, key)
+                self._try(run, origin)
         run.check()
 
-    def _try(self, run: Run, key: RunKey) -> None:
+    def _try(self, run: Run, origin: Origin) -> None:
         """Save; what fails is tried again after the next interval, since training itself is in no danger."""
         try:
-            self.save(run, key)
+            self.save(run, origin)
         except grpc.RpcError:
             self._last = time.monotonic()

@@ -33,7 +33,7 @@ from services.trainer.worker.model import (
     save_adapter,
 )
 from services.trainer.worker.plain import PlainRun, PlainSettings
-from services.trainer.worker.saving import INTERVAL_S, Evicted, Saver
+from services.trainer.worker.saving import INTERVAL_S, Evicted, Origin, Saver
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.text import TextFormat, TextFormatError, encoder
 from services.trainer.worker.wire import Token, connect, patiently
@@ -129,6 +129,7 @@ class Session:
         chosen = assignment.settings
         base = load_base(assignment.base_model_location)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
+        # Before the rows are there: what fits must not depend on them.
         execution = fitted(model, chosen.max_length)
         encode = encoder(base.tokenizer, _FORMATS[assignment.text_format], chosen.max_length)
         received = self._rows(assignment)
@@ -144,13 +145,13 @@ class Session:
         )
         # Also a first attempt asks: after the trainer's own death it may not be the first.
         found = saver.load()
-        key = RunKey(bytes.fromhex(found["key"])) if found else RunKey.generate()
+        origin = Origin.of(found) if found else Origin(RunKey.generate(), execution)
         run: Run
         if assignment.HasField("mechanism"):
             grouped = group_units(
-                rows, received.units, assignment.unit_count, chosen.max_rows_per_unit, key.stream("rows")
+                rows, received.units, assignment.unit_count, chosen.max_rows_per_unit, origin.key.stream("rows")
             )
-            run = PrivateRun(model, grouped, _private(assignment), key, execution)
+            run = PrivateRun(model, grouped, _private(assignment), origin.key, origin.execution)
         else:
             run = PlainRun(
                 model,
@@ -164,7 +165,7 @@ class Session:
             )
         if found:
             run.load_state_dict(found["run"])
-        saver.finish(run, key, heartbeat, self._evicted)
+        saver.finish(run, origin, heartbeat, self._evicted)
         save_adapter(model, out, assignment.base_model.removeprefix("baseModels/"))
 
     def _assignment(self) -> trainer_pb2.Assignment:

@@ -105,7 +105,7 @@ def in_polars_unchecked(expression: ex.Expression, texts: list[str | None]) -> l
 
 def read(rows: pl.DataFrame, *operations: ex.Operation, units: Any = None) -> list[tuple[int, str]]:
     numbers = np.arange(rows.height) if units is None else np.array(units)
-    return [row for part in execution.run(rows, numbers, operations, "text") for row in part.iter_rows()]
+    return [row for part in execution.run(rows, numbers, operations, {"text": "text"}) for row in part.iter_rows()]
 
 
 @settings(max_examples=400, deadline=None)

@@ -138,3 +138,10 @@ def test_a_tree_that_is_too_deep_or_too_large_is_refused():
 def test_an_unknown_column_names_those_there_are():
     with pytest.raises(ex.UnknownColumn, match="text"):
         ex.check(ex.Column("secret"), {"text": ex.STRING})
+
+
+def test_a_row_without_its_completion_takes_no_part():
+    table = pl.DataFrame({"q": ["a", "b", None, "", "e"], "a": ["1", None, "3", "4", "5"]})
+    (part,) = execution.run(table, np.arange(5), [], {"text": "q", "completion": "a"})
+    assert part.rows() == [(0, "a", "1"), (4, "e", "5")]
+    assert part.columns == ["unit", "text", "completion"]
