@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import grpc
 from google.protobuf.message import Message
 
-from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc
+from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc, expressions_pb2
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.common.auth import current_principal
@@ -127,14 +127,11 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         )
 
     async def ReadRows(self, request: pb.ReadRowsRequest, context: Any) -> AsyncIterator[pb.ReadRowsResponse]:
-        """Stream rows to the one worker whose token names exactly this frame, while its reservation is pending."""
+        """Stream rows to the one worker whose token names exactly this frame, while what pays for it is pending."""
         worker = current_principal()
-        if worker.claims.get("dataset") != request.frame.dataset or worker.claims.get("frame_sha256") != frame_digest(
-            request.frame
-        ):
-            raise _mismatch(request.frame.dataset, "is for other rows")
+        purpose = _purpose(worker.claims, request.frame)
         described = await asyncio.to_thread(self._catalogue.describe, request.frame, worker)
-        await self._require_pending(worker.claims, described.dataset)
+        await self._require_pending(worker.claims, f"{purpose}reservation", described.dataset)
         key = await asyncio.to_thread(self._catalogue.checkpoint_key, described, str(worker.claims.get("job", "")))
         yield pb.ReadRowsResponse(unit_count=described.unit_count, checkpoint_key=key)
         chunks = self._catalogue.read(described, request.text_column, request.completion_column)
@@ -150,9 +147,9 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             {"feature": "QueryStatistic"},
         )
 
-    async def _require_pending(self, claims: dict[str, Any], dataset: dataset_pb2.Dataset) -> None:
+    async def _require_pending(self, claims: dict[str, Any], claim: str, dataset: dataset_pb2.Dataset) -> None:
         """Let no row go without an open reservation on its own account: a finished job's token reads nothing."""
-        name = str(claims.get("reservation", ""))
+        name = str(claims.get(claim, ""))
         if not name.startswith(f"{dataset.account}/reservations/"):
             raise _mismatch(dataset.name, "names no reservation on the account of these rows")
         request = ledger_service_pb2.GetReservationRequest(name=name)
@@ -191,6 +188,20 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         if known[0] != body_hash(request):
             raise reused(request.request_id)
         return kind.FromString(known[1])
+
+
+def _purpose(claims: dict[str, Any], frame: expressions_pb2.Frame) -> str:
+    """Return the prefix of the claims that are for a frame: a job's own rows, or those that it is measured on.
+
+    Raises:
+        MurmuraError: if the token is for neither.
+    """
+    if claims.get("dataset") == frame.dataset:
+        digest = frame_digest(frame)
+        for prefix in ("", "evaluation_"):
+            if claims.get(f"{prefix}frame_sha256") == digest:
+                return prefix
+    raise _mismatch(frame.dataset, "is for other rows")
 
 
 def _entry(request: Any, answer: Message) -> tuple[str, str, bytes]:

@@ -36,6 +36,11 @@ def price_message(amount: Amount) -> privacy_pb2.Price:
     return privacy_pb2.Price(units=amount.units, truncation_delta_e18=amount.truncation_e18)
 
 
+def amount_of(message: privacy_pb2.Price) -> Amount:
+    """Return a message as an amount."""
+    return Amount(message.units, message.truncation_delta_e18)
+
+
 def receipt(head: Head, epoch: int) -> privacy_pb2.Receipt:
     """Return where the ledger stands."""
     return privacy_pb2.Receipt(sequence=head.sequence, head_hash=head.hash, epoch=epoch)

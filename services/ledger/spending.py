@@ -45,12 +45,13 @@ class Spending(Core):
             truncation / E18,
         )
         amount = Amount(units, truncation)
-        left_after = max(0, account.left.units - units)
+        both = amount + messages.amount_of(request.beside)
+        left_after = max(0, account.left.units - both.units)
         return pb.CalibrateResponse(
             mechanism=messages.mechanism_message(mechanism),
             price=messages.price_message(amount),
             statement=await self.statement_message(account, amount, mechanism),
-            affordable=amount.fits(account.left),
+            affordable=both.fits(account.left),
             account=await self.account_message(account.name),
             left_epsilon_after=await self.compute(accounting.affordable_epsilon, cap, left_after),
             receipt=self.receipt(),

@@ -40,6 +40,7 @@ class TrainerSettings(ServiceSettings):
     trainer_endpoint: str = Field(description="host:port at which workers find this service")
     waiting_limit_s: float = Field(Limits.waiting, gt=0, description="for a worker to begin")
     checkpoint_seconds: float = Field(60.0, ge=0, description="between two checkpoints of a worker")
+    worker_processes: int = Field(1, ge=1, le=64, description="processes of a worker, one for each GPU it may use")
     running_limit_s: float = Field(Limits.running, gt=0, description="for a job that has begun")
 
 
@@ -49,7 +50,12 @@ async def main() -> int:
     key = load_signing_key(settings.signing_key_file)
 
     def token(record: Record) -> str:
-        job = record.job
+        job, evaluation = record.job, {}
+        if job.evaluation_reservation:
+            evaluation = {
+                "evaluation_reservation": job.evaluation_reservation,
+                "evaluation_frame_sha256": frame_digest(record.spec.evaluation.frame),
+            }
         return mint(
             key,
             "trainer",
@@ -61,6 +67,7 @@ async def main() -> int:
             dataset=record.spec.frame.dataset,
             reservation=job.reservation,
             frame_sha256=frame_digest(record.spec.frame),
+            **evaluation,
         )
 
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,6 +92,7 @@ async def main() -> int:
                 "MURMURA_TRAINER_ENDPOINT": settings.trainer_endpoint,
                 "MURMURA_DATASET_ENDPOINT": settings.dataset_endpoint,
                 "MURMURA_CHECKPOINT_SECONDS": str(settings.checkpoint_seconds),
+                "MURMURA_PROCESSES": str(settings.worker_processes),
             },
         )
         artifacts = ArtifactStore(settings.artifacts, key)

@@ -10,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import grpc
 import structlog
 
-from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.common.errors import MurmuraError, unknown
 from services.common.ledger import Ledger
 from services.trainer import jobs
 from services.trainer.artifacts import ArtifactStore, Provenance
+from services.trainer.budget import Budget, is_refusal
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.jobs import TERMINAL, Job
 from services.trainer.launcher import Launcher, WorkOrder
@@ -33,18 +31,6 @@ PERIOD_S = 0.5
 RETRY_S = 2.0
 # EX_TEMPFAIL: a worker that leaves a checkpoint and would go on elsewhere.
 EVICTED = 75
-# What says nothing about whether the other side did it.
-_UNDECIDED = frozenset(
-    {
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
-_NAMESPACE = uuid.UUID("5a3c2b1e-90d4-5d0a-b6a7-2f8e4c6d1b70")
 _log = structlog.get_logger()
 
 
@@ -94,7 +80,7 @@ class Control:
         self.staging = staging
         self.checkpoints = checkpoints
         self.token = token
-        self._ledger = ledger
+        self.budget = Budget(ledger)
         self._launcher = launcher
         self._artifacts = artifacts
         self._limits = limits
@@ -130,39 +116,6 @@ class Control:
         """Note a sign of life of a job's worker."""
         self._heard[job_id] = time.monotonic()
 
-    async def reserve(self, record: Record) -> Job:
-        """Set the budget of a job aside.
-
-        Raises:
-            MurmuraError: if the ledger refuses or does not answer.
-        """
-        plan, job = record.plan, record.job
-        unlimited = plan.statement.unlimited
-        kind = ledger_pb2.RESERVATION_KIND_UNLIMITED if unlimited else ledger_pb2.RESERVATION_KIND_PRIVATE
-        request = ledger_service_pb2.CreateReservationRequest(
-            request_id=_request_id(job, "reserve"),
-            account=plan.account,
-            principal=job.owner,
-            job=job.name,
-            kind=kind,
-        )
-        if not unlimited:
-            request.mechanism.CopyFrom(plan.statement.mechanism)
-            request.truncation_delta_e18 = plan.statement.price.truncation_delta_e18
-        answer = await self._ledger.call(self._ledger.stub.CreateReservation, request, timeout_s=60)
-        if answer.reservation.state != ledger_pb2.RESERVATION_STATE_PENDING:
-            # Only after the trainer's own state was lost: what was resolved before pays for nothing again.
-            raise MurmuraError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "RESERVATION_RESOLVED",
-                "This request was served before and its budget is resolved. Send it under a new request id.",
-                {
-                    "reservation": answer.reservation.name,
-                    "state": ledger_pb2.ReservationState.Name(answer.reservation.state),
-                },
-            )
-        return jobs.reserved(job, answer.reservation.name)
-
     async def publish(self, record: Record) -> Job:
         """Charge a job whose adapter has arrived, publish the adapter, and end the job.
 
@@ -170,7 +123,7 @@ class Control:
             MurmuraError: if the ledger does not answer; the loop tries again.
         """
         job = record.job
-        await self._settle(job)
+        await self.budget.settle(job)
         provenance = Provenance(
             job.adapter,
             record.spec.base_model,
@@ -233,7 +186,7 @@ class Control:
     async def _finish_reserving(self, record: Record) -> None:
         """Reserve for a job whose creation was interrupted; its caller may come back for it."""
         try:
-            await self.save(await self.reserve(record))
+            await self.save(await self.budget.reserve(record))
         except MurmuraError as error:
             if not is_refusal(error):
                 raise
@@ -295,7 +248,7 @@ class Control:
 
     async def _end(self, job: Job) -> None:
         """Settle and end a job without an adapter."""
-        await self._settle(job)
+        await self.budget.settle(job)
         await self.save(jobs.ended(job, time.time()))
         self._forget(job)
 
@@ -306,31 +259,3 @@ class Control:
         self._launcher.collect(job.job_id)
         for clock in (self._heard, self._stopping):
             clock.pop(job.job_id, None)
-
-    async def _settle(self, job: Job) -> None:
-        """Resolve the reservation as the job's end demands; doing it twice is the same request."""
-        if not job.reservation:
-            return
-        resolution = jobs.resolution(job)
-        if resolution.release:
-            release = ledger_service_pb2.ReleaseReservationRequest(
-                request_id=_request_id(job, "settle"), name=job.reservation
-            )
-            await self._ledger.call(self._ledger.stub.ReleaseReservation, release)
-        else:
-            commit = ledger_service_pb2.CommitReservationRequest(
-                request_id=_request_id(job, "settle"),
-                name=job.reservation,
-                attested_steps=resolution.attested_steps,
-            )
-            await self._ledger.call(self._ledger.stub.CommitReservation, commit, timeout_s=60)
-
-
-def is_refusal(error: MurmuraError) -> bool:
-    """Say whether an error means that nothing was done; otherwise nobody knows."""
-    return error.code not in _UNDECIDED
-
-
-def _request_id(job: Job, purpose: str) -> str:
-    """Derive a request id from the job, so that a repeated step is the same request."""
-    return str(uuid.uuid5(_NAMESPACE, f"{job.name}/{purpose}"))

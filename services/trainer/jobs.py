@@ -70,6 +70,8 @@ class Job:
         checkpoint_steps: steps that the last checkpoint holds.
         completed_steps: as last reported.
         reservation: in the ledger; empty until it is made.
+        evaluation_reservation: of the measurement at the end; empty where none was asked for.
+        measured: the two noisy sums of the measurement, once they have arrived.
         ending: set while a job that has failed or was cancelled waits for its reservation to be resolved.
         cancel_requested: whether someone asked to stop it.
         stage: what goes on, for people.
@@ -90,6 +92,8 @@ class Job:
     checkpoint_steps: int = 0
     completed_steps: int = 0
     reservation: str = ""
+    evaluation_reservation: str = ""
+    measured: tuple[float, float] | None = None
     ending: Ending | None = None
     cancel_requested: bool = False
     stage: str = "reserving the budget"
@@ -121,10 +125,10 @@ class Resolution:
     attested_steps: int | None = None
 
 
-def reserved(job: Job, reservation: str) -> Job:
-    """Note that the budget is set aside."""
+def reserved(job: Job, reservation: str, evaluation: str = "") -> Job:
+    """Note that the budget is set aside, also that of the measurement if there is to be one."""
     _require(job, PROVISIONING)
-    return replace(job, reservation=reservation, stage="starting a worker")
+    return replace(job, reservation=reservation, evaluation_reservation=evaluation, stage="starting a worker")
 
 
 def begun(job: Job, attempt: int, now: float) -> Job:
@@ -186,13 +190,19 @@ def progressed(job: Job, attempt: int, steps: int) -> Job:
     return replace(job, completed_steps=max(job.completed_steps, min(steps, job.total_steps)))
 
 
-def uploaded(job: Job, attempt: int) -> Job:
-    """Note that the adapter has arrived. A job that is being stopped no longer takes one."""
+def uploaded(job: Job, attempt: int, measured: tuple[float, float] | None = None) -> Job:
+    """Note that the adapter has arrived, with what was measured. A job that is being stopped no longer takes one."""
     _require(job, RUNNING)
     _fence(job, attempt)
     if job.ending is not None:
         raise IllegalTransition(job.ending.state)
-    return replace(job, state=PUBLISHING, completed_steps=job.total_steps, stage="publishing the adapter")
+    return replace(
+        job,
+        state=PUBLISHING,
+        completed_steps=job.total_steps,
+        measured=measured,
+        stage="publishing the adapter",
+    )
 
 
 def published(job: Job, now: float) -> Job:
@@ -243,6 +253,16 @@ def resolution(job: Job) -> Resolution:
         return Resolution(release=True)
     steps = job.ending.attested_steps if job.ending else None
     return Resolution(release=False, attested_steps=steps)
+
+
+def evaluation_resolution(job: Job) -> Resolution:
+    """Say what becomes of the measurement's own reservation.
+
+    It runs after the last step. So it is given back only where a worker attests that not all steps ran.
+    """
+    training = resolution(job)
+    before_it = training.attested_steps is not None and training.attested_steps < job.total_steps
+    return Resolution(release=training.release or before_it)
 
 
 def _require(job: Job, *states: str) -> None:

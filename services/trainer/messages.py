@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from murmura.api.common.v1 import errors_pb2
 from murmura.api.trainer.v1 import trainer_pb2
-from services.trainer import jobs
+from services.trainer import evaluation, jobs
 from services.trainer.store import Record
 
 # What an analyst reads of a failure. Fixed sentences: a worker's own words could carry a row.
@@ -34,6 +34,7 @@ def job_message(record: Record) -> trainer_pb2.TrainingJob:
         stage=job.stage,
         completed_steps=job.completed_steps,
         reservation=job.reservation,
+        evaluation_reservation=job.evaluation_reservation,
         owner=job.owner,
         attempt=job.attempt,
         create_time=_timestamp(job.created),
@@ -45,6 +46,8 @@ def job_message(record: Record) -> trainer_pb2.TrainingJob:
     if job.state == jobs.SUCCEEDED:
         message.adapter = job.adapter
         message.statement.CopyFrom(record.plan.statement)
+        if job.measured is not None:
+            message.evaluation.CopyFrom(_evaluation(job.measured, record.plan.evaluation))
     elif job.ending is not None and job.state in jobs.TERMINAL:
         message.error.CopyFrom(
             errors_pb2.ItemError(
@@ -57,14 +60,28 @@ def job_message(record: Record) -> trainer_pb2.TrainingJob:
     return message
 
 
+def _evaluation(measured: tuple[float, float], plan: trainer_pb2.EvaluationPlan) -> trainer_pb2.Evaluation:
+    found = evaluation.estimate(*measured, plan.loss_bound, plan.statement.mechanism.noise_multiplier)
+    return trainer_pb2.Evaluation(
+        mean_loss=found.mean_loss,
+        perplexity=found.perplexity,
+        standard_error=found.standard_error,
+        unit_count=found.units,
+        statement=plan.statement,
+    )
+
+
 def _charged(record: Record) -> str:
     """Say what a job without an adapter has cost."""
     settled = jobs.resolution(record.job)
+    measured = record.plan.HasField("evaluation") and not jobs.evaluation_resolution(record.job).release
     if settled.release or record.plan.statement.unlimited:
-        return "Nothing was charged."
-    if settled.attested_steps is None:
-        return "Its plan was charged in full, because nobody can say which steps ran."
-    return f"The {settled.attested_steps} steps that ran were charged."
+        said = "Nothing was charged for training." if measured else "Nothing was charged."
+    elif settled.attested_steps is None:
+        said = "Its plan was charged in full, because nobody can say which steps ran."
+    else:
+        said = f"The {settled.attested_steps} steps that ran were charged."
+    return f"{said} The measurement was charged." if measured else said
 
 
 def assignment(record: Record, location: str) -> trainer_pb2.Assignment:
@@ -82,6 +99,11 @@ def assignment(record: Record, location: str) -> trainer_pb2.Assignment:
         settings=plan.settings,
         unit_count=plan.unit_count,
     )
+    if plan.HasField("evaluation"):
+        message.evaluation.frame.CopyFrom(record.spec.evaluation.frame)
+        message.evaluation.unit_count = plan.evaluation.unit_count
+        message.evaluation.noise_multiplier = plan.evaluation.statement.mechanism.noise_multiplier
+        message.evaluation.loss_bound = plan.evaluation.loss_bound
     if plan.statement.unlimited:
         message.unlimited_steps = plan.steps
     else:

@@ -7,18 +7,20 @@ from typing import Any
 import grpc
 
 from murmura.api.common.v1 import privacy_pb2
-from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
+from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc, expressions_pb2
 from murmura.api.ledger.v1 import ledger_service_pb2
 from murmura.api.trainer.v1 import trainer_pb2
 from services.common.errors import MurmuraError, invalid, not_found
 from services.common.ledger import Ledger
 from services.common.tokens import Principal
 from services.common.upstream import Upstream
-from services.trainer import defaults
+from services.trainer import defaults, evaluation
 from services.trainer.defaults import Public
 
 DEFAULT_TEXT_COLUMN = "text"
 CALIBRATION_TIMEOUT_S = 90.0
+# 10^-13 of δ, where a job's share is about 10^-7: a single Gaussian costs the same with any, and jobs need the pool.
+EVALUATION_TRUNCATION_E18 = 100_000
 
 
 class Planner:
@@ -47,22 +49,18 @@ class Planner:
             raise invalid("spec.target_epsilon", "must be set, or unlimited must be true")
         self.location(spec.base_model)
         dataset = await self._dataset(spec, principal)
-        shape = await self._datasets.call(
-            self._dataset_stub.DescribeFrame,
-            dataset_service_pb2.DescribeFrameRequest(frame=spec.frame, mock_rows=1),
-        )
-        _check_text_column(shape, "text_column", spec.text_column or DEFAULT_TEXT_COLUMN)
-        completes = spec.text_format == trainer_pb2.TEXT_FORMAT_COMPLETION
-        if completes != bool(spec.completion_column):
+        if (spec.text_format == trainer_pb2.TEXT_FORMAT_COMPLETION) != bool(spec.completion_column):
+            completes = not spec.completion_column
             must = "must name the column of completions" if completes else "goes with TEXT_FORMAT_COMPLETION alone"
             raise invalid("spec.completion_column", must)
-        if completes:
-            _check_text_column(shape, "completion_column", spec.completion_column)
-        if not shape.unit_count:
-            raise invalid("spec.frame", "covers no rows")
+        shape = await self._frame(spec, spec.frame)
         if privacy == "unlimited":
-            return await self._unlimited(spec, dataset, shape, principal)
-        return await self._private(spec, dataset, shape)
+            plan = await self._unlimited(spec, dataset, shape, principal)
+        else:
+            plan = await self._private(spec, dataset, shape)
+        if spec.HasField("evaluation"):
+            await self._add_evaluation(spec, dataset, plan)
+        return plan
 
     def location(self, base_model: str) -> str:
         """Return where a base model lies.
@@ -90,6 +88,17 @@ class Planner:
         if allowed and principal.subject not in allowed and not principal.has("steward"):
             raise not_found(spec.frame.dataset)
         return dataset
+
+    async def _frame(self, spec: trainer_pb2.JobSpec, frame: expressions_pb2.Frame) -> Any:
+        """Return what is public of a frame that has the job's columns."""
+        request = dataset_service_pb2.DescribeFrameRequest(frame=frame, mock_rows=1)
+        shape = await self._datasets.call(self._dataset_stub.DescribeFrame, request)
+        _check_text_column(shape, "text_column", spec.text_column or DEFAULT_TEXT_COLUMN)
+        if spec.completion_column:
+            _check_text_column(shape, "completion_column", spec.completion_column)
+        if not shape.unit_count:
+            raise invalid("spec.frame" if frame is spec.frame else "spec.evaluation.frame", "covers no rows")
+        return shape
 
     async def _private(self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any) -> trainer_pb2.Plan:
         public = Public(int(shape.unit_count), int(shape.row_count), spec.target_epsilon)
@@ -124,6 +133,43 @@ class Planner:
             cap_epsilon=account.epsilon,
             spent_epsilon=account.spent_epsilon,
         )
+
+    async def _add_evaluation(
+        self, spec: trainer_pb2.JobSpec, dataset: dataset_pb2.Dataset, plan: trainer_pb2.Plan
+    ) -> None:
+        """Add the measurement to a plan: one step of the Gaussian mechanism, in which every unit takes part."""
+        wanted = spec.evaluation
+        if wanted.frame.dataset != spec.frame.dataset:
+            raise invalid("spec.evaluation.frame.dataset", "must be the dataset that the job is trained on")
+        if not wanted.target_epsilon:
+            raise invalid("spec.evaluation.target_epsilon", "must be set")
+        shape = await self._frame(spec, wanted.frame)
+        bound = wanted.loss_bound if wanted.HasField("loss_bound") else evaluation.DEFAULT_LOSS_BOUND
+        request = ledger_service_pb2.CalibrateRequest(
+            account=dataset.account,
+            target_epsilon=wanted.target_epsilon,
+            sampling_probability=1.0,
+            steps=1,
+            truncation_delta_e18=EVALUATION_TRUNCATION_E18,
+            beside=plan.statement.price,
+        )
+        calibrated = await self._ledger.call(self._ledger.stub.Calibrate, request, CALIBRATION_TIMEOUT_S)
+        statement = calibrated.statement
+        statement.privacy_unit_column = dataset.privacy_unit_column
+        statement.max_rows_per_unit = plan.settings.max_rows_per_unit
+        statement.clipping_norm = evaluation.UNIT_NORM
+        noise = statement.mechanism.noise_multiplier
+        plan.evaluation.CopyFrom(
+            trainer_pb2.EvaluationPlan(
+                statement=statement,
+                loss_bound=bound,
+                row_count=shape.row_count,
+                unit_count=shape.unit_count,
+                standard_error=evaluation.greatest_error(shape.unit_count, bound, noise),
+            )
+        )
+        plan.affordable = calibrated.affordable and (plan.affordable or not plan.statement.unlimited)
+        plan.left_epsilon_after = calibrated.left_epsilon_after
 
     async def _unlimited(
         self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any, principal: Principal

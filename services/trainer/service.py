@@ -17,7 +17,8 @@ from services.common.pages import page
 from services.common.requests import body_hash, reused
 from services.common.tokens import Principal
 from services.trainer import jobs
-from services.trainer.control import Control, is_refusal
+from services.trainer.budget import is_refusal
+from services.trainer.control import Control
 from services.trainer.jobs import TERMINAL, IllegalTransition, Job
 from services.trainer.messages import job_message
 from services.trainer.planning import Planner
@@ -76,7 +77,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
                     return pb.CreateTrainingJobResponse(training_job=answer)
                 self._control.store.add(record)
             try:
-                reserved = await self._control.reserve(record)
+                reserved = await self._control.budget.reserve(record)
             except MurmuraError as error:
                 if is_refusal(error):
                     self._control.store.remove(job_id)

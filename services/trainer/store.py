@@ -134,4 +134,6 @@ def _job(facts: str) -> Job:
     values = json.loads(facts)
     if values["ending"] is not None:
         values["ending"] = Ending(**values["ending"])
+    if values["measured"] is not None:
+        values["measured"] = tuple(values["measured"])
     return Job(**values)

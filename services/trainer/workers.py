@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import shutil
@@ -90,6 +91,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         """
         if first.completed_steps != record.job.total_steps:
             raise invalid("completed_steps", "must be the planned number of steps")
+        measured = _measured(first, record)
         job_id = record.job.job_id
         incoming = self._control.staging / f".{job_id}.{secrets.token_hex(4)}"
         try:
@@ -98,7 +100,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
                 record = self._own(first.job)
                 if record.job.state != jobs.RUNNING:
                     return
-                job = self._allowed(record, lambda: jobs.uploaded(record.job, first.attempt))
+                job = self._allowed(record, lambda: jobs.uploaded(record.job, first.attempt, measured))
                 staged = self._control.staging / job_id
                 shutil.rmtree(staged, ignore_errors=True)
                 await asyncio.to_thread(_keep, incoming, staged)
@@ -174,6 +176,18 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         except IllegalTransition as problem:
             raise state_error(record.job, problem) from None
         return job
+
+
+def _measured(first: pb.UploadAdapterRequest, record: Record) -> tuple[float, float] | None:
+    """Return what an upload says was measured: something if and only if that was asked and paid for."""
+    if first.HasField("evaluation") != record.plan.HasField("evaluation"):
+        raise invalid("evaluation", "must be set if and only if the assignment asks for it")
+    if not first.HasField("evaluation"):
+        return None
+    sums = first.evaluation.loss, first.evaluation.units
+    if not all(map(math.isfinite, sums)):
+        raise invalid("evaluation", "must be finite")
+    return sums
 
 
 async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> None:

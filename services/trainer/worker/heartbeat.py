@@ -25,10 +25,6 @@ def report_interval(steps: int) -> int:
     return max(1, steps // REPORTS)
 
 
-class Stopped(Exception):
-    """The job was told to stop."""
-
-
 class Heartbeat:
     """Reports steps and listens for a wish to stop.
 
@@ -60,17 +56,12 @@ class Heartbeat:
         self._ended.set()
         self._thread.join(timeout=10)
 
-    def on_step(self, completed: int) -> None:
-        """Note a finished step.
-
-        Raises:
-            Stopped: if the job was told to stop.
-        """
+    def on_step(self, completed: int) -> bool:
+        """Note a finished step; returns whether the job was told to stop."""
         self.completed_steps = completed
         if completed % self._interval == 0:
             self._reported = completed
-        if self._stop.is_set():
-            raise Stopped
+        return self._stop.is_set()
 
     def should_stop(self) -> bool:
         """Ask once more, now: a worker that is asked to leave wants to know whether its job is to end."""

@@ -85,13 +85,20 @@ class Ranks:
         dist.broadcast(said, src=0)
         return int(said.item())
 
-    def secret(self, own: bytes) -> bytes:
-        """Return the first rank's bytes; all ranks bring as many."""
+    def shared(self, own: bytes) -> bytes:
+        """Return the first rank's bytes; every rank must ask."""
         if self.count == 1:
             return own
-        said = torch.tensor(list(own), dtype=torch.uint8, device=self._device())
+        said = torch.zeros(self.told(len(own)), dtype=torch.uint8, device=self._device())
+        if self.first:
+            said.copy_(torch.tensor(list(own), dtype=torch.uint8))
         dist.broadcast(said, src=0)
         return bytes(said.cpu().tolist())
+
+    def leave(self) -> None:
+        """Take leave of the others, after the last exchange."""
+        if self.count > 1:
+            dist.destroy_process_group()
 
     @staticmethod
     def _device() -> torch.device:

@@ -6,10 +6,12 @@ seconds: their times tell whoever sees the traffic between worker and trainer no
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from typing import Any
 
 import grpc
@@ -18,7 +20,8 @@ from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.worker.checkpoint import seal, unseal
 from services.trainer.worker.engine import Run
 from services.trainer.worker.execution import Execution
-from services.trainer.worker.heartbeat import Heartbeat, Stopped, report_interval
+from services.trainer.worker.heartbeat import Heartbeat, report_interval
+from services.trainer.worker.ranks import Ranks
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.wire import Token, patiently
 
@@ -27,8 +30,20 @@ INTERVAL_S = 60.0
 TIMEOUT_S = 600.0
 
 
+class Stopped(Exception):
+    """The job was told to stop."""
+
+
 class Evicted(Exception):
     """The worker was asked to leave, and the job goes on elsewhere."""
+
+
+class Verdict(IntEnum):
+    """What follows a step: the next one, or the end of the job, or a checkpoint and the end of this worker."""
+
+    GO_ON = 0
+    STOP = 1
+    LEAVE = 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,10 @@ class Origin:
     def of(cls, state: dict[str, Any]) -> Origin:
         """Return what a checkpoint holds."""
         return cls(RunKey(bytes.fromhex(state["key"])), Execution(**state["execution"]))
+
+    def shared(self, ranks: Ranks) -> Origin:
+        """Return the first rank's."""
+        return self.of(json.loads(ranks.shared(json.dumps(self.state_dict()).encode())))
 
 
 class Saver:
@@ -113,28 +132,45 @@ class Saver:
         self._stub.SaveCheckpoint(messages(), timeout=TIMEOUT_S, metadata=self._token.metadata())
         self._last = time.monotonic()
 
-    def finish(self, run: Run, origin: Origin, heartbeat: Heartbeat, evicted: threading.Event) -> None:
+    def finish(
+        self, run: Run, origin: Origin, ranks: Ranks, heartbeat: Heartbeat | None, evicted: threading.Event
+    ) -> None:
         """Take the steps that are left, saving now and then.
+
+        Args:
+            run: in whatever state; on every rank in the same.
+            origin: of the run.
+            ranks: the first one decides, after each step, for all.
+            heartbeat: on the first rank; None on the others.
+            evicted: set when this worker is asked to leave.
 
         Raises:
             Stopped: if the job was told to stop.
             Evicted: if the worker was, after a checkpoint.
             AdapterUnmovedError: at the end, if nothing was learned.
         """
-        heartbeat.completed_steps = run.completed_steps
+        if heartbeat:
+            heartbeat.completed_steps = run.completed_steps
         interval = report_interval(run.steps)
         while run.completed_steps < run.steps:
             run.step()
-            heartbeat.on_step(run.completed_steps)
-            if evicted.is_set():
-                if heartbeat.should_stop():
-                    raise Stopped
-                patiently(lambda: self.save(run, origin))
-                raise Evicted
-            due = time.monotonic() - self._last >= self._interval_s
+            self.heed(run, origin, ranks, heartbeat, evicted)
+            due = ranks.first and time.monotonic() - self._last >= self._interval_s
             if due and run.completed_steps % interval == 0 and run.completed_steps < run.steps:
                 self._try(run, origin)
         run.check()
+
+    def heed(
+        self, run: Run, origin: Origin, ranks: Ranks, heartbeat: Heartbeat | None, evicted: threading.Event
+    ) -> None:
+        """End here if the job or this worker is to; arguments and errors as for `finish`."""
+        verdict = ranks.told(_verdict(run.completed_steps, heartbeat, evicted))
+        if verdict == Verdict.STOP:
+            raise Stopped
+        if verdict == Verdict.LEAVE:
+            if ranks.first:
+                patiently(lambda: self.save(run, origin))
+            raise Evicted
 
     def _try(self, run: Run, origin: Origin) -> None:
         """Save; what fails is tried again after the next interval, since training itself is in no danger."""
@@ -142,3 +178,12 @@ class Saver:
             self.save(run, origin)
         except grpc.RpcError:
             self._last = time.monotonic()
+
+
+def _verdict(completed: int, heartbeat: Heartbeat | None, evicted: threading.Event) -> Verdict:
+    if heartbeat is None:
+        return Verdict.GO_ON  # not asked
+    stop = heartbeat.on_step(completed)
+    if evicted.is_set():
+        return Verdict.STOP if heartbeat.should_stop() else Verdict.LEAVE
+    return Verdict.STOP if stop else Verdict.GO_ON

@@ -1,4 +1,8 @@
-"""One job, from its assignment to its adapter: the only module in which the engine meets the network."""
+"""One job, from its assignment to its adapter: the only module in which the engine meets the network.
+
+A worker may be several processes. Each reads the assignment and the rows and takes its share of every step; the first
+one alone reports, saves, measures, uploads and gives up.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +10,22 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import grpc
-import numpy as np
-import pyarrow as pa
 import torch
 
-from murmura.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
+from murmura.api.dataset.v1 import dataset_service_pb2_grpc, expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.worker.checkpoint import binding
 from services.trainer.worker.clipping import Clipping
-from services.trainer.worker.data import group_units
+from services.trainer.worker.data import Row, Unit, group_units
 from services.trainer.worker.engine import PrivateRun, Run, TrainingSettings
 from services.trainer.worker.execution import fitted
-from services.trainer.worker.heartbeat import Heartbeat, Stopped
+from services.trainer.worker.heartbeat import Heartbeat
+from services.trainer.worker.held_out import noisy_sums
 from services.trainer.worker.lora import UnsupportedModelError
 from services.trainer.worker.model import (
     BaseModelError,
@@ -33,9 +35,11 @@ from services.trainer.worker.model import (
     save_adapter,
 )
 from services.trainer.worker.plain import PlainRun, PlainSettings
-from services.trainer.worker.saving import INTERVAL_S, Evicted, Origin, Saver
+from services.trainer.worker.ranks import Ranks
+from services.trainer.worker.rows import Received, RowsUnavailable, read_rows
+from services.trainer.worker.saving import INTERVAL_S, Evicted, Origin, Saver, Stopped
 from services.trainer.worker.streams import RunKey
-from services.trainer.worker.text import TextFormat, TextFormatError, encoder
+from services.trainer.worker.text import Encoder, TextFormat, TextFormatError, encoder
 from services.trainer.worker.wire import Token, connect, patiently
 
 CHUNK_BYTES = 1 << 19
@@ -44,10 +48,6 @@ UPLOAD_TIMEOUT_S = 600.0
 FAILED = 1
 # EX_TEMPFAIL, for whoever started the worker: another one is to go on from the checkpoint.
 EVICTED = 75
-
-
-class RowsUnavailable(Exception):
-    """The dataset service does not give the rows."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -67,6 +67,7 @@ class Session:
         trainer_endpoint: `host:port`.
         dataset_endpoint: `host:port`.
         checkpoint_interval_s: see `saving.Saver`.
+        ranks: the processes of this worker.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class Session:
         trainer_endpoint: str,
         dataset_endpoint: str,
         checkpoint_interval_s: float = INTERVAL_S,
+        ranks: Ranks | None = None,
     ) -> None:
         self._job = job
         self._attempt = attempt
         self._checkpoint_interval_s = checkpoint_interval_s
+        self._ranks = ranks or Ranks()
         self._evicted = threading.Event()
         self._token = token
         # The generated types describe the asynchronous stubs; these channels are synchronous.
@@ -92,20 +95,25 @@ class Session:
     def run(self) -> int:
         """Do the job; returns the exit code: 0 when its adapter was published, 75 when another worker is to go on.
 
-        A failure is reported as one of a few fixed causes: an exception's own words could quote a row.
+        A failure is reported as one of a few fixed causes: an exception's own words could quote a row. What all ranks
+        run into alike, the first one reports; the others leave in silence, lest it is ended before it has.
         """
+        # The first rank decides for all when to leave, so the others only note that they were asked.
         signal.signal(signal.SIGTERM, lambda *_: self._evicted.set())
         assignment = self._assignment()
         steps = assignment.mechanism.steps or assignment.unlimited_steps
+        first = self._ranks.first
+        beats = Heartbeat(self._trainer, self._token, self._job, self._attempt, steps) if first else None
         cause = pb.FAILURE_CAUSE_INTERNAL
-        with Heartbeat(self._trainer, self._token, self._job, self._attempt, steps) as heartbeat:
+        with beats or nullcontext():
             try:
                 with tempfile.TemporaryDirectory() as folder:
-                    self._train(assignment, heartbeat, Path(folder))
-                    self._upload(Path(folder), steps)
+                    measured = self._train(assignment, beats, Path(folder))
+                    if first:
+                        self._upload(Path(folder), steps, measured)
                 return 0
             except Evicted:
-                return EVICTED
+                return EVICTED if first else 0
             except Stopped:
                 cause = pb.FAILURE_CAUSE_STOPPED
             except (BaseModelError, UnsupportedModelError):
@@ -115,25 +123,37 @@ class Session:
             except RowsUnavailable:
                 cause = pb.FAILURE_CAUSE_ROWS_UNAVAILABLE
             except Exception as error:
+                if beats is None:
+                    raise
                 # The step that broke off has touched rows as well.
-                attested = min(heartbeat.completed_steps + 1, steps)
+                attested = min(beats.completed_steps + 1, steps)
                 if is_out_of_memory(error):
                     self._give_up(pb.FAILURE_CAUSE_OUT_OF_MEMORY, attested)
                     return FAILED
                 self._give_up(cause, attested)
                 raise
-            self._give_up(cause, heartbeat.completed_steps)
+            if beats is None:
+                return 0
+            self._give_up(cause, beats.completed_steps)
         return FAILED
 
-    def _train(self, assignment: trainer_pb2.Assignment, heartbeat: Heartbeat, out: Path) -> None:
-        chosen = assignment.settings
+    def _train(self, assignment: trainer_pb2.Assignment, beats: Heartbeat | None, out: Path) -> pb.NoisySums | None:
+        """Train, save the adapter to `out`, and measure it if that is asked for."""
+        chosen, ranks = assignment.settings, self._ranks
+        private = assignment.HasField("mechanism")
+        if not private:
+            if not ranks.first:
+                return None  # an ordinary fine-tune has no shares
+            ranks = Ranks()
         base = load_base(assignment.base_model_location)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
         # Before the rows are there: what fits must not depend on them.
         execution = fitted(model, chosen.max_length)
         encode = encoder(base.tokenizer, _FORMATS[assignment.text_format], chosen.max_length)
-        received = self._rows(assignment)
-        rows = encode(received.texts, received.completions)
+        received, rows = self._rows(assignment, assignment.frame, encode)
+        # Also what is needed only at the end: better to fail before a step than after the last.
+        wanted = assignment.evaluation if assignment.HasField("evaluation") and ranks.first else None
+        held_out = self._rows(assignment, wanted.frame, encode) if wanted else None
         saver = Saver(
             self._trainer,
             self._token,
@@ -145,28 +165,37 @@ class Session:
         )
         # Also a first attempt asks: after the trainer's own death it may not be the first.
         found = saver.load()
-        origin = Origin.of(found) if found else Origin(RunKey.generate(), execution)
+        origin = (Origin.of(found) if found else Origin(RunKey.generate(), execution)).shared(ranks)
+
+        def grouped(found: tuple[Received, list[Row]], count: int, purpose: str) -> list[Unit]:
+            units, stream = found[0].units, origin.key.stream(purpose)
+            return group_units(found[1], units, count, chosen.max_rows_per_unit, stream)
+
         run: Run
-        if assignment.HasField("mechanism"):
-            grouped = group_units(
-                rows, received.units, assignment.unit_count, chosen.max_rows_per_unit, origin.key.stream("rows")
-            )
-            run = PrivateRun(model, grouped, _private(assignment), origin.key, origin.execution)
+        if private:
+            units = grouped((received, rows), assignment.unit_count, "rows")
+            run = PrivateRun(model, units, _private(assignment), origin.key, origin.execution, ranks)
         else:
-            run = PlainRun(
-                model,
-                rows,
-                PlainSettings(
-                    steps=assignment.unlimited_steps,
-                    batch_rows=chosen.batch_size,
-                    learning_rate=chosen.learning_rate,
-                    max_length=chosen.max_length,
-                ),
-            )
+            run = PlainRun(model, rows, _plain(assignment))
         if found:
             run.load_state_dict(found["run"])
-        saver.finish(run, origin, heartbeat, self._evicted)
+        saver.finish(run, origin, ranks, beats, self._evicted)
+        ranks.leave()
+        if not ranks.first:
+            return None
         save_adapter(model, out, assignment.base_model.removeprefix("baseModels/"))
+        if wanted is None or held_out is None:
+            return None
+        loss, count = noisy_sums(
+            model,
+            grouped(held_out, wanted.unit_count, "held-out rows"),
+            wanted.loss_bound,
+            wanted.noise_multiplier,
+            origin.key.stream("evaluation"),
+            origin.execution.micro_batch_tokens,
+            lambda: saver.heed(run, origin, Ranks(), beats, self._evicted),
+        )
+        return pb.NoisySums(loss=loss, units=count)
 
     def _assignment(self) -> trainer_pb2.Assignment:
         request = pb.GetAssignmentRequest(job=self._job)
@@ -176,45 +205,23 @@ class Session:
         assignment: trainer_pb2.Assignment = answer.assignment
         return assignment
 
-    def _rows(self, assignment: trainer_pb2.Assignment) -> _Received:
-        """Read all rows of the frame."""
-        request = dataset_service_pb2.ReadRowsRequest(
-            frame=assignment.frame,
-            text_column=assignment.text_column,
-            completion_column=assignment.completion_column,
-        )
+    def _rows(
+        self, assignment: trainer_pb2.Assignment, frame: expressions_pb2.Frame, encode: Encoder
+    ) -> tuple[Received, list[Row]]:
+        received = read_rows(self._dataset, self._token, frame, assignment)
+        return received, encode(received.texts, received.completions)
 
-        def read() -> _Received:
-            units: list[np.ndarray[Any, Any]] = []
-            texts: list[str] = []
-            completions: list[str] = []
-            key = b""
-            for message in self._dataset.ReadRows(request, metadata=self._token.metadata()):
-                key = key or message.checkpoint_key
-                if message.arrow_ipc:
-                    table = pa.ipc.open_stream(message.arrow_ipc).read_all()
-                    units.append(table["unit"].to_numpy())
-                    texts.extend(table["text"].to_pylist())
-                    if assignment.completion_column:
-                        completions.extend(table["completion"].to_pylist())
-            return _Received([int(unit) for part in units for unit in part], texts, completions, key)
-
-        try:
-            return patiently(read)
-        except grpc.RpcError:
-            raise RowsUnavailable from None
-
-    def _upload(self, folder: Path, steps: int) -> None:
+    def _upload(self, folder: Path, steps: int, measured: pb.NoisySums | None) -> None:
         patiently(
             lambda: self._trainer.UploadAdapter(
-                self._pieces(folder, steps),
+                self._pieces(folder, steps, measured),
                 timeout=UPLOAD_TIMEOUT_S,
                 metadata=self._token.metadata(),
             )
         )
 
-    def _pieces(self, folder: Path, steps: int) -> Iterator[pb.UploadAdapterRequest]:
-        yield pb.UploadAdapterRequest(job=self._job, attempt=self._attempt, completed_steps=steps)
+    def _pieces(self, folder: Path, steps: int, measured: pb.NoisySums | None) -> Iterator[pb.UploadAdapterRequest]:
+        yield pb.UploadAdapterRequest(job=self._job, attempt=self._attempt, completed_steps=steps, evaluation=measured)
         for path in sorted(folder.iterdir()):
             with path.open("rb") as file:
                 name = path.name
@@ -225,16 +232,6 @@ class Session:
     def _give_up(self, cause: Any, steps: int) -> None:
         request = pb.ReportFailureRequest(job=self._job, attempt=self._attempt, attested_steps=steps, cause=cause)
         patiently(lambda: self._trainer.ReportFailure(request, timeout=CALL_TIMEOUT_S, metadata=self._token.metadata()))
-
-
-@dataclass(frozen=True)
-class _Received:
-    """The rows, in the order in which they came. Kept out of `repr`."""
-
-    units: list[int] = field(repr=False)
-    texts: list[str] = field(repr=False)
-    completions: list[str] = field(repr=False)
-    checkpoint_key: bytes = field(repr=False)
 
 
 def _private(assignment: trainer_pb2.Assignment) -> TrainingSettings:
@@ -249,6 +246,17 @@ def _private(assignment: trainer_pb2.Assignment) -> TrainingSettings:
         clipping=_CLIPPING[chosen.clipping],
         learning_rate=chosen.learning_rate,
         max_rows_per_unit=chosen.max_rows_per_unit,
+        max_length=chosen.max_length,
+    )
+
+
+def _plain(assignment: trainer_pb2.Assignment) -> PlainSettings:
+    """Return the ordinary fine-tune that an assignment asks for."""
+    chosen = assignment.settings
+    return PlainSettings(
+        steps=assignment.unlimited_steps,
+        batch_rows=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
         max_length=chosen.max_length,
     )
 

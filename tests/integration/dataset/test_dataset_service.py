@@ -14,6 +14,7 @@ from murmura.api.dataset.v1 import dataset_pb2, expressions_pb2
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.ledger.v1 import ledger_service_pb2
 from services.common.access import listed
+from services.common.requests import frame_digest
 
 SECRETS = ("Quillfeather", "Brambleworth", "Thistlewood")
 
@@ -334,6 +335,20 @@ def test_a_token_for_other_rows_is_refused(pair: Any, refused: Any, wrong: str) 
         claims.pop("frame_sha256")
     answer = refused(lambda: pair.read(frame, pair.worker(**claims)))
     assert (answer.code, answer.reason) == (grpc.StatusCode.PERMISSION_DENIED, "JOB_TOKEN_MISMATCH")
+
+
+def test_a_measurements_rows_open_to_their_own_claims_and_reservation(pair: Any, refused: Any) -> None:
+    dataset = pair.register(pair.request(notes()))
+    own, held_out = frame_of(dataset, cut(0, 8)), frame_of(dataset, cut(8, 12))
+    claims, evaluation = pair.claims(own, pair.reserve(dataset)), pair.reserve(dataset)
+    assert refused(lambda: pair.read(held_out, pair.worker(**claims))).reason == "JOB_TOKEN_MISMATCH"
+    claims |= {"evaluation_reservation": evaluation, "evaluation_frame_sha256": frame_digest(held_out)}
+    assert len(rows_in(pair.read(own, pair.worker(**claims)))) == 8
+    assert len(rows_in(pair.read(held_out, pair.worker(**claims)))) == 4
+    request = ledger_service_pb2.ReleaseReservationRequest(request_id=str(uuid.uuid4()), name=evaluation)
+    pair.ledger.ReleaseReservation(request, metadata=pair.who("service", "service:trainer"), timeout=20)
+    assert refused(lambda: pair.read(held_out, pair.worker(**claims))).reason == "JOB_TOKEN_MISMATCH"
+    assert len(rows_in(pair.read(own, pair.worker(**claims)))) == 8, "what pays for these is still pending"
 
 
 @pytest.mark.parametrize("how", ["committed", "released"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import uuid
 from typing import Any
@@ -83,6 +84,66 @@ def test_private_job_succeeds_and_costs_exactly_its_plan(cluster: Any, notes: li
     everything = cluster.logs() + str(watched)
     for secret in ("xylophone", "loss", "grad", "batch_units", "perplexity"):
         assert secret not in everything
+
+
+def with_measurement(spec: trainer_pb2.JobSpec, dataset: Any) -> trainer_pb2.JobSpec:
+    """Add a measurement on the last half of the rows."""
+    spec.frame.operations.add().slice.stop = dataset.row_count // 2
+    spec.evaluation.frame.dataset, spec.evaluation.target_epsilon = dataset.name, 1.0
+    spec.evaluation.frame.operations.add().slice.start = dataset.row_count // 2
+    return spec
+
+
+@pytest.mark.parametrize("epsilon", [4.0, None])
+def test_a_measurement_is_paid_for_beside_its_job(
+    cluster: Any, notes: list[dict[str, Any]], epsilon: float | None
+) -> None:
+    dataset = cluster.register(notes)
+    job = cluster.ended(cluster.create(with_measurement(cluster.spec(dataset, epsilon, epochs=1.0), dataset)).name)
+    assert job.state == trainer_pb2.JOB_STATE_SUCCEEDED, job
+    found, plan = job.evaluation, job.plan.evaluation
+    assert found.statement == plan.statement
+    assert 0 < found.statement.epsilon <= 1.0
+    assert found.statement.mechanism.sampling_probability == found.statement.mechanism.steps == 1
+    assert 0 <= found.mean_loss <= plan.loss_bound == 8.0
+    assert found.perplexity == pytest.approx(math.exp(found.mean_loss))
+    assert found.standard_error > 0
+
+    own, measured = map(cluster.reservation, (job.reservation, job.evaluation_reservation))
+    assert own.state == measured.state == ledger_pb2.RESERVATION_STATE_COMMITTED
+    assert measured.committed == plan.statement.price
+    spent = cluster.account(dataset.account).spent
+    assert spent.units == own.committed.units + measured.committed.units
+    assert spent.truncation_delta_e18 == sum(one.committed.truncation_delta_e18 for one in (own, measured))
+
+
+def test_a_job_that_is_stopped_gives_its_measurement_back(cluster: Any, notes: list[dict[str, Any]]) -> None:
+    dataset = cluster.register(notes)
+    name = cluster.create(with_measurement(cluster.spec(dataset, **LONG), dataset)).name
+    cluster.wait(lambda: stepped(cluster, name), "a step")
+    cancel(cluster, name)
+    job = cluster.ended(name)
+    assert job.state == trainer_pb2.JOB_STATE_CANCELLED, job
+    assert cluster.reservation(job.reservation).state == ledger_pb2.RESERVATION_STATE_COMMITTED
+    assert cluster.reservation(job.evaluation_reservation).state == ledger_pb2.RESERVATION_STATE_RELEASED
+    assert not job.HasField("evaluation")
+
+
+def test_a_measurement_that_the_budget_does_not_cover_keeps_its_job_from_starting(
+    cluster: Any, notes: list[dict[str, Any]]
+) -> None:
+    dataset = cluster.register(notes, epsilon=4.0)
+    spec = with_measurement(cluster.spec(dataset, 3.9, epochs=1.0), dataset)
+    planned = cluster.trainer.PlanTrainingJob(
+        trainer_service_pb2.PlanTrainingJobRequest(spec=spec), metadata=cluster.who(), timeout=60
+    ).plan
+    assert not planned.affordable
+    reason, _ = refusal(lambda: cluster.create(spec))
+    assert reason == "BUDGET_EXHAUSTED"
+    account = cluster.account(dataset.account)
+    assert account.pending == account.spent == privacy_pb2.Price()
+    spec.ClearField("evaluation")
+    assert cluster.ended(cluster.create(spec).name).state == trainer_pb2.JOB_STATE_SUCCEEDED
 
 
 def test_a_job_learns_completions(cluster: Any, notes: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pytest
+import safetensors.torch
+import torch
 
 from murmura.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
@@ -210,6 +213,66 @@ def test_nothing_of_the_rows_or_of_how_training_went_leaves_a_worker(
     assert recorder.tokens[-1] == "Bearer renewed"
 
 
+def held_out(assignment: trainer_pb2.Assignment) -> trainer_pb2.Assignment:
+    """The same, with a measurement at the end."""
+    wanted = assignment.evaluation
+    wanted.frame.dataset, wanted.unit_count = "datasets/notes", UNITS
+    wanted.frame.operations.add().slice.start = 10
+    wanted.noise_multiplier, wanted.loss_bound = 7.0, 8.0
+    return assignment
+
+
+def test_a_measurement_leaves_as_two_noisy_sums_and_nothing_else(
+    assignment: trainer_pb2.Assignment, tmp_path: Path
+) -> None:
+    recorder = Recorder(held_out(assignment), ROWS)
+    assert run(recorder, tmp_path) == (0, "")
+    first, *rest = recorder.of(trainer_service_pb2.UploadAdapterRequest)
+    spacing = 2.0 ** (math.frexp(7.0 * 2**0.5)[1] - 1 - 16)
+    for value in (first.evaluation.loss, first.evaluation.units):
+        assert value and float(value / spacing).is_integer(), "on the noise's lattice"
+    assert not any(message.HasField("evaluation") for message in rest)
+    frames = [request.frame for request in recorder.of(dataset_service_pb2.ReadRowsRequest)]
+    assert frames == [assignment.frame, assignment.evaluation.frame]
+    seen = {(type(message).__name__, field.name) for message in recorder.messages for field, _ in message.ListFields()}
+    assert {name for kind, name in seen if kind == "UploadAdapterRequest"} == {
+        "job",
+        "attempt",
+        "completed_steps",
+        "file_name",
+        "data",
+        "evaluation",
+    }
+    assert SECRET.encode() not in b"".join(message.SerializeToString() for message in recorder.messages)
+
+
+def test_two_processes_take_over_from_one_and_end_with_the_same_adapter_and_measurement(
+    assignment: trainer_pb2.Assignment, tmp_path: Path
+) -> None:
+    """Same sample and same noise, however many share the work; and once more with a checkpoint of the two."""
+    held_out(assignment)
+    whole = Recorder(assignment, ROWS)
+    assert run(whole, tmp_path, MURMURA_CHECKPOINT_SECONDS="0") == (0, "")
+    two = Recorder(assignment, ROWS)
+    two.resume_from = whole.checkpoints[0][1]
+    assert run(two, tmp_path, MURMURA_PROCESSES="2", MURMURA_CHECKPOINT_SECONDS="0") == (0, "")
+    assert [steps for steps, _ in two.checkpoints] == sorted({steps for steps, _ in two.checkpoints})
+    one = Recorder(assignment, ROWS)
+    one.resume_from = two.checkpoints[len(two.checkpoints) // 2][1]
+    assert run(one, tmp_path) == (0, "")
+    expected = safetensors.torch.load(whole.files()["adapter_model.safetensors"])
+    for later in (two, one):
+        found = safetensors.torch.load(later.files()["adapter_model.safetensors"])
+        # The halves of a sum are added in another order; the noise's lattice takes most of that away.
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        sums = [recorder.of(trainer_service_pb2.UploadAdapterRequest)[0].evaluation for recorder in (later, whole)]
+        assert sums[0].units == sums[1].units
+        assert sums[0].loss == pytest.approx(sums[1].loss, abs=1e-2)
+        assert len(later.of(trainer_service_pb2.UploadAdapterRequest)) == len(
+            whole.of(trainer_service_pb2.UploadAdapterRequest)
+        ), "one of them uploads"
+
+
 def test_a_worker_that_is_told_to_stop_attests_its_steps(assignment: trainer_pb2.Assignment, tmp_path: Path) -> None:
     assignment.mechanism.steps = 50_000
     recorder = Recorder(assignment, ROWS)
@@ -223,9 +286,9 @@ def test_a_worker_that_is_told_to_stop_attests_its_steps(assignment: trainer_pb2
     assert not recorder.of(trainer_service_pb2.UploadAdapterRequest)
 
 
-@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize(("stop", "processes"), [(False, 1), (True, 1), (False, 2), (True, 2)])
 def test_sigterm_leaves_a_checkpoint_unless_the_job_is_to_stop(
-    assignment: trainer_pb2.Assignment, tmp_path: Path, stop: bool
+    assignment: trainer_pb2.Assignment, tmp_path: Path, stop: bool, processes: int
 ) -> None:
     assignment.mechanism.steps = 50_000
     recorder = Recorder(assignment, ROWS)
@@ -239,7 +302,7 @@ def test_sigterm_leaves_a_checkpoint_unless_the_job_is_to_stop(
         recorder.stop_after = 0 if stop else recorder.stop_after
         worker.terminate()
 
-    code, log = run(recorder, tmp_path, terminate)
+    code, log = run(recorder, tmp_path, terminate, MURMURA_PROCESSES=str(processes))
     failures = recorder.of(trainer_service_pb2.ReportFailureRequest)
     if stop:
         assert (code, log) == (1, "")

@@ -1,6 +1,7 @@
 """The SDK's manners: quick to import, clear when it refuses, readable when it prints."""
 
 import io
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from murmura.connection import local_profile, remote_profile
 from murmura.display import budget_bar, plan_table
 from murmura.frame import RemoteFrame
 from murmura.llm import LLM, Model
+from murmura.metrics import Evaluation
 
 
 class Service:
@@ -158,6 +160,62 @@ def test_a_plan_fits_and_says_what_matters(width, unlimited):
     assert max(map(len, text.splitlines())) <= width
     assert "77 steps" in text
     assert ("may repeat" in text) if unlimited else ("ε = 21.98" in text and "7.8" in text)
+
+
+def measured(unlimited):
+    plan = trainer_pb2.Plan(steps=77, left_epsilon=25, left_epsilon_after=7.8, cap_epsilon=25)
+    plan.statement.unlimited, plan.statement.epsilon = unlimited, 21.98
+    plan.evaluation.unit_count, plan.evaluation.loss_bound, plan.evaluation.standard_error = 290, 8, 0.1957
+    plan.evaluation.statement.epsilon = 0.4999
+    return plan
+
+
+@pytest.mark.parametrize("unlimited", [False, True])
+def test_a_plan_says_what_a_measurement_costs_and_is_worth(unlimited):
+    out = io.StringIO()
+    spec = trainer_pb2.JobSpec(base_model="baseModels/murmura-base")
+    Console(file=out, width=80).print(plan_table(measured(unlimited), spec))
+    text = " ".join(out.getvalue().replace("│", " ").split())
+    for said in ("290 held-out units", "8 nats", "ε = 0.4999", "about 0.2"):
+        assert said in text
+    assert unlimited or "after this one and its measurement 7.8" in text
+
+
+def test_what_was_measured_says_how_far_it_can_be_trusted():
+    message = trainer_pb2.Evaluation(mean_loss=3.0, perplexity=20.1, standard_error=0.1, unit_count=288.4)
+    message.statement.epsilon = 0.5
+    found = Evaluation(message)
+    assert str(found) == ("perplexity 20.1 on held-out rows of about 288 units (16.4 to 24.5, with noise for ε = 0.5)")
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"evaluation_epsilon": 0.5}, "Pass held_out=X_test too"),
+        ({"held_out": "same"}, "Pass evaluation_epsilon=0.5 too"),
+        ({"held_out": "other", "evaluation_epsilon": 0.5}, "both must be frames of one dataset"),
+        ({"held_out": [1], "evaluation_epsilon": 0.5}, "not a list"),
+    ],
+)
+def test_a_measurement_that_makes_no_sense_is_refused_before_anything_is_sent(frame, wish, said):
+    other = RemoteFrame(FakeClient(), pb.Frame(dataset="datasets/other"))
+    frames = {"same": frame, "other": other}
+    held_out = wish.get("held_out")
+    wish = wish | ({"held_out": frames[held_out]} if isinstance(held_out, str) else {})
+    with pytest.raises(errors.InvalidInput, match=re.escape(said)):
+        Model("b", frame, {"text": "text"}, {}).spec(22, **wish)
+
+
+def test_held_out_rows_need_the_columns_that_are_learned(frame):
+    with pytest.raises(errors.InvalidInput, match="has no column note"):
+        Model("b", frame, {"text": "note"}, {}).spec(22, held_out=frame, evaluation_epsilon=0.5)
+
+
+def test_a_measurement_is_part_of_what_is_asked(frame):
+    spec = Model("b", frame, {"text": "text"}, {}).spec(22, held_out=frame.iloc[1:], evaluation_epsilon=0.5)
+    assert spec.evaluation.target_epsilon == 0.5
+    assert spec.evaluation.frame.dataset == spec.frame.dataset
+    assert spec.evaluation.frame != spec.frame
 
 
 def test_a_budget_bar_is_full_when_it_is_spent():

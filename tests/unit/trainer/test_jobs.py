@@ -126,6 +126,23 @@ def test_a_silent_death_is_charged_in_full() -> None:
     assert jobs.resolution(job) == jobs.Resolution(release=False, attested_steps=None)
 
 
+def test_a_measurement_is_given_back_only_where_training_is_known_to_have_ended_before_it() -> None:
+    """It runs after the last step: with that, or when nobody can say, it is charged."""
+    release = jobs.Resolution(release=True)
+    charge = jobs.Resolution(release=False)
+    reserved = jobs.reserved(fresh(), "accounts/a/reservations/r", "accounts/a/reservations/e")
+    assert jobs.evaluation_resolution(jobs.ending(jobs.cancelling(reserved), "STOPPED", 0)) == release
+    begun = jobs.begun(reserved, 1, 5.0)
+    assert jobs.evaluation_resolution(jobs.ending(begun, "STOPPED", TOTAL - 1)) == release
+    for job in (
+        jobs.ending(begun, "INTERNAL", None),
+        jobs.ending(begun, "INTERNAL", TOTAL),
+        jobs.ending(jobs.retried(begun, False, 6.0), "STOPPED", 3),
+        jobs.uploaded(begun, 1, (0.5, 3.0)),
+    ):
+        assert jobs.evaluation_resolution(job) == charge
+
+
 @pytest.mark.parametrize("attempt", [0, 2])
 def test_another_attempts_worker_is_fenced_off(attempt: int) -> None:
     for transition in (

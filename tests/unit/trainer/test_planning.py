@@ -28,6 +28,7 @@ class Upstream:
         self.asked: list[Any] = []
         self.units, self.rows = 2000, 2608
         self.analysts: list[str] = []
+        self.affordable = True
         self.unlimited: tuple[bool, list[str]] = (True, [])
 
     async def call(self, method: Any, request: Any, timeout_s: float = 0.0) -> Any:
@@ -44,9 +45,12 @@ class Upstream:
             answer.schema.columns.add(name="text", type=expressions_pb2.VALUE_TYPE_STRING)
             answer.schema.columns.add(name="age", type=expressions_pb2.VALUE_TYPE_INTEGER)
         elif isinstance(request, ledger_pb.CalibrateRequest):
-            answer.affordable = True
+            answer.affordable = self.affordable
             answer.account.name = request.account
-            answer.mechanism.steps = request.steps
+            answer.mechanism.steps = answer.statement.mechanism.steps = request.steps
+            answer.statement.mechanism.noise_multiplier = 7.0
+            answer.statement.price.units = 10 * request.steps
+            answer.left_epsilon_after = 3.0 if request.HasField("beside") else 4.0
         else:
             allowed, principals = self.unlimited
             answer.account.unlimited_allowed = allowed
@@ -127,6 +131,45 @@ async def test_a_plan_shows_that_unlimited_is_not_allowed(upstream: Upstream, po
     assert not (await plan(upstream, wanted)).affordable
 
 
+def measured(unlimited: bool = False) -> trainer_pb2.JobSpec:
+    wanted = spec(epochs=3, batch_size=1000)
+    wanted.unlimited = wanted.unlimited or unlimited
+    if not unlimited:
+        wanted.target_epsilon = 4.0
+    wanted.evaluation.frame.dataset, wanted.evaluation.target_epsilon = "datasets/notes", 0.5
+    return wanted
+
+
+async def test_a_measurement_is_one_step_of_all_units_at_a_price_of_its_own(upstream: Upstream) -> None:
+    made = await plan(upstream, measured())
+    training, evaluation = [one for one in upstream.asked if isinstance(one, ledger_pb.CalibrateRequest)]
+    assert (evaluation.sampling_probability, evaluation.steps, evaluation.target_epsilon) == (1.0, 1, 0.5)
+    assert evaluation.beside == made.statement.price and evaluation.beside.units == 10 * training.steps
+    assert 0 < evaluation.truncation_delta_e18 < 10**6
+    assert made.evaluation.loss_bound == 8.0
+    assert made.evaluation.standard_error == pytest.approx(8.0 * 7.0 / upstream.units)
+    assert made.evaluation.statement.clipping_norm == pytest.approx(2**0.5)
+    assert made.evaluation.statement.privacy_unit_column == "patient"
+    assert (made.affordable, made.left_epsilon_after) == (True, 3.0)
+
+
+@pytest.mark.parametrize("unlimited", [False, True])
+async def test_a_plan_is_affordable_if_job_and_measurement_are(upstream: Upstream, unlimited: bool) -> None:
+    assert (await plan(upstream, measured(unlimited))).affordable
+    upstream.affordable = False
+    assert not (await plan(upstream, measured(unlimited))).affordable
+    upstream.affordable, upstream.unlimited = True, (False, [])
+    assert (await plan(upstream, measured(unlimited))).affordable is not unlimited
+
+
+def _measure(change: Any) -> Any:
+    def apply(wanted: trainer_pb2.JobSpec) -> None:
+        wanted.CopyFrom(measured())
+        change(wanted.evaluation)
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -137,6 +180,8 @@ async def test_a_plan_shows_that_unlimited_is_not_allowed(upstream: Upstream, po
         (lambda s: setattr(s, "base_model", "baseModels/other"), "BASE_MODEL_UNKNOWN"),
         (lambda s: s.ClearField("target_epsilon"), "FIELD_RULES"),
         (lambda s: setattr(s, "unlimited", False), "FIELD_RULES"),
+        (_measure(lambda e: setattr(e.frame, "dataset", "datasets/other")), "FIELD_RULES"),
+        (_measure(lambda e: e.ClearField("target_epsilon")), "FIELD_RULES"),
     ],
 )
 async def test_refusals(upstream: Upstream, change: Any, reason: str) -> None:

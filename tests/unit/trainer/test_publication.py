@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
-from murmura.api.trainer.v1 import trainer_pb2
+from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2
 from services.common.errors import MurmuraError
-from services.trainer import jobs
+from services.common.tokens import Principal
+from services.trainer import jobs, workers
 from services.trainer.artifacts import FILES, ArtifactStore
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.control import Control
@@ -263,7 +264,7 @@ async def test_a_resolved_reservation_pays_for_nothing_again(tmp_path: Path) -> 
     lost = record(jobs.Job("job", "analyst@local", 20))
     control.store.add(lost)
     with pytest.raises(MurmuraError) as caught:
-        await control.reserve(lost)
+        await control.budget.reserve(lost)
     assert caught.value.reason == "RESERVATION_RESOLVED"
     await control.reconcile("job")
     assert control.store.get("job") is None
@@ -282,6 +283,37 @@ async def test_an_unknown_outcome_at_the_ledger_keeps_the_intent(tmp_path: Path)
     with pytest.raises(MurmuraError):
         await control.reconcile("job")
     assert control.store.get("job") is not None
+
+
+SUMS = trainer_service_pb2.NoisySums(loss=0.5, units=3.0)
+BROKEN = trainer_service_pb2.NoisySums(loss=float("nan"), units=3.0)
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(False, SUMS), (True, None), (True, BROKEN)])
+async def test_an_upload_measures_what_was_paid_for_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool, sent: trainer_service_pb2.NoisySums | None
+) -> None:
+    """A number about rows that came along unpaid would be the one thing that nobody may see."""
+    control = World(tmp_path).life()
+    wanted = record(_now(World(tmp_path).running()))
+    if asked:
+        wanted.plan.evaluation.unit_count = 3
+    control.store.add(wanted)
+    token = Principal("worker:job", frozenset({"worker"}), {"job": "trainingJobs/job", "attempt": "1"})
+    first = trainer_service_pb2.UploadAdapterRequest(job="trainingJobs/job", attempt=1, completed_steps=20)
+    if sent is not None:
+        first.evaluation.CopyFrom(sent)
+
+    async def upload() -> AsyncIterator[trainer_service_pb2.UploadAdapterRequest]:
+        yield first
+
+    service = workers.WorkerService(control, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(workers, "current_principal", lambda: token)
+    with pytest.raises(MurmuraError) as caught:
+        await service.UploadAdapter(upload(), None)
+    assert list(caught.value.violations) == ["evaluation"]
+    found = control.store.get("job")
+    assert found is not None and found.job.state == jobs.RUNNING
 
 
 def _now(job: jobs.Job) -> jobs.Job:

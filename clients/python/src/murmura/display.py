@@ -47,6 +47,7 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
     if statement.unlimited:
         table.add_row("privacy", Text("none: this model may repeat what it read", style="bold red"))
         table.add_row("training", f"{plan.steps} steps of {chosen.batch_size} rows, {rate}")
+        _add_measurement(table, plan)
         return table
     mechanism, risk = statement.mechanism, statement.risk
     promise = f"ε = {statement.epsilon:.4g} at δ = {statement.delta:.2g}"
@@ -69,10 +70,22 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
     )
     for reason in plan.reasons:
         table.add_row("", Text(reason, style="dim"))
+    _add_measurement(table, plan)
     table.add_row("budget now", budget_bar(plan.spent_epsilon, plan.cap_epsilon))
-    after = f"ε = {plan.left_epsilon:.4g} is left for a job; after this one {plan.left_epsilon_after:.4g}"
+    both = "this one and its measurement" if plan.HasField("evaluation") else "this one"
+    after = f"ε = {plan.left_epsilon:.4g} is left for a job; after {both} {plan.left_epsilon_after:.4g}"
     table.add_row("", Text(after, style="" if plan.affordable else "bold red"))
     return table
+
+
+def _add_measurement(table: Table, plan: trainer_pb2.Plan) -> None:
+    if plan.HasField("evaluation"):
+        wanted = plan.evaluation
+        table.add_row(
+            "measurement",
+            f"mean loss of {wanted.unit_count} held-out units, each cut at {wanted.loss_bound:g} nats a token: noise "
+            f"for ε = {wanted.statement.epsilon:.4g} moves it by about {wanted.standard_error:.2g} at most",
+        )
 
 
 def budget_bar(spent: float, cap: float) -> Text:
@@ -139,6 +152,10 @@ def show_result(job: trainer_pb2.TrainingJob) -> None:
     statement = job.statement
     promise = "no privacy" if statement.unlimited else f"ε = {statement.epsilon:.4g}, δ = {statement.delta:.2g}"
     console.print(Text("✓ ", style="bold green") + Text(f"{job.adapter} is served: {promise}"))
+    if job.HasField("evaluation"):
+        from murmura.metrics import Evaluation
+
+        say(f"  {Evaluation(job.evaluation)}")
     say("  model.sample(prompts=[…])   model.statement   " + f"murmura sample {job.adapter} '…'")
 
 

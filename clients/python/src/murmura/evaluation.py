@@ -16,17 +16,27 @@ from murmura.llm import Model
 if TYPE_CHECKING:
     from murmura.api.trainer.v1 import trainer_pb2
     from murmura.client import Client
+    from murmura.frame import RemoteFrame
 
 _ENDED_BADLY = ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
 
 
-def eval(model: Model, target_epsilon: float | str, *, again: bool = False) -> Model:
+def eval(
+    model: Model,
+    target_epsilon: float | str,
+    *,
+    held_out: RemoteFrame | None = None,
+    evaluation_epsilon: float | None = None,
+    again: bool = False,
+) -> Model:
     """Train a model: show the plan, reserve the budget, run, publish.
 
     Args:
         model: what `LLM(…).fit(X)` returned.
         target_epsilon: the epsilon that this job may reach at the dataset's delta, or "unlimited" for an ordinary
             fine-tune, where the dataset's policy allows one.
+        held_out: rows of the same dataset on which the trained model is measured once (`model.evaluation`).
+        evaluation_epsilon: the epsilon that this measurement may reach; it is paid for beside the job.
         again: train (and pay) once more although the same job has succeeded before.
 
     Returns:
@@ -39,7 +49,7 @@ def eval(model: Model, target_epsilon: float | str, *, again: bool = False) -> M
     """
     from murmura.api.trainer.v1 import trainer_service_pb2 as messages
 
-    client, spec = model.client, model.spec(target_epsilon)
+    client, spec = model.client, model.spec(target_epsilon, held_out, evaluation_epsilon)
     earlier, request_id = _find(client, spec, again)
     if earlier is None:
         plan = (
@@ -50,7 +60,8 @@ def eval(model: Model, target_epsilon: float | str, *, again: bool = False) -> M
         display.show_plan(plan, spec)
         if not plan.affordable:
             raise BudgetExhausted(
-                f"ε = {target_epsilon} was asked for and ε = {plan.left_epsilon:.2f} is left on {spec.frame.dataset}; "
+                f"ε = {target_epsilon} was asked for{_measured(spec)}, and ε = {plan.left_epsilon:.2f} is left on "
+                f"{spec.frame.dataset}; "
                 f"nothing was spent. Lower target_epsilon to at most {plan.left_epsilon:.2f}, or ask a steward for "
                 f"a higher cap. `murmura budget show {spec.frame.dataset}` shows what was spent on what.",
                 "BUDGET_EXHAUSTED",
@@ -65,6 +76,12 @@ def eval(model: Model, target_epsilon: float | str, *, again: bool = False) -> M
     load(client, model.job.adapter)
     display.show_result(model.job)
     return model
+
+
+def _measured(spec: trainer_pb2.JobSpec) -> str:
+    if not spec.HasField("evaluation"):
+        return ""
+    return f", with ε = {spec.evaluation.target_epsilon:g} for the measurement beside it"
 
 
 def _find(client: Client, spec: trainer_pb2.JobSpec, again: bool) -> tuple[trainer_pb2.TrainingJob | None, str]:

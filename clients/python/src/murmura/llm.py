@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from murmura.errors import InvalidInput, MurmuraError
 from murmura.frame import RemoteFrame
+from murmura.metrics import Evaluation
 
 if TYPE_CHECKING:
     from murmura.api.common.v1 import privacy_pb2
@@ -216,11 +217,16 @@ class Model(Sampler):
         self._settings = {name: _SETTINGS[name](value) for name, value in settings.items()}
         self.job: trainer_pb2.TrainingJob | None = None
 
-    def spec(self, target_epsilon: float | str) -> trainer_pb2.JobSpec:
-        """Return what the contracts call this job.
+    def spec(
+        self,
+        target_epsilon: float | str,
+        held_out: RemoteFrame | None = None,
+        evaluation_epsilon: float | None = None,
+    ) -> trainer_pb2.JobSpec:
+        """Return what the contracts call this job; arguments as for `murmura.eval`.
 
-        Args:
-            target_epsilon: a positive number, or "unlimited".
+        Raises:
+            InvalidInput: if they do not go together.
         """
         from murmura.api.trainer.v1 import trainer_pb2
 
@@ -238,12 +244,44 @@ class Model(Sampler):
             spec.target_epsilon = float(target_epsilon)
         else:
             raise InvalidInput(f"target_epsilon is {target_epsilon!r}; give a positive number or 'unlimited'.")
+        if (held_out is None) != (evaluation_epsilon is None):
+            missing = "held_out=X_test" if held_out is None else "evaluation_epsilon=0.5"
+            raise InvalidInput(
+                f"held_out and evaluation_epsilon go together: a measurement has a price. Pass {missing} too."
+            )
+        if held_out is not None and evaluation_epsilon is not None:
+            spec.evaluation.CopyFrom(
+                trainer_pb2.EvaluationSpec(frame=self._other(held_out).proto, target_epsilon=float(evaluation_epsilon))
+            )
         return spec
+
+    def _other(self, frame: RemoteFrame) -> RemoteFrame:
+        """Check a frame that is not trained on."""
+        if not isinstance(frame, RemoteFrame):
+            raise InvalidInput(f"held_out takes a remote frame, not a {type(frame).__name__}: X.iloc[2000:].")
+        if frame.proto.dataset != self._frame.proto.dataset:
+            raise InvalidInput(
+                f"held_out is of {frame.proto.dataset}, and the model is trained on {self._frame.proto.dataset}; "
+                "both must be frames of one dataset."
+            )
+        if missing := [column for column in self._columns.values() if column not in frame.columns]:
+            raise InvalidInput(f"held_out has no column {', '.join(missing)}; prepare it as the rows that are fitted.")
+        return frame
 
     @property
     def statement(self) -> privacy_pb2.PrivacyStatement:
         """What is promised about the trained adapter."""
         return self._trained().statement
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What was measured on held-out rows."""
+        job = self._trained()
+        if not job.HasField("evaluation"):
+            raise MurmuraError(
+                "Nothing was measured. murmura.eval(…, held_out=X_test, evaluation_epsilon=0.5) does, at that price."
+            )
+        return Evaluation(job.evaluation)
 
     def _served_name(self) -> str:
         return self._trained().adapter

@@ -441,6 +441,7 @@ class CalibrateRequest(_message.Message):
     SAMPLING_PROBABILITY_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     TRUNCATION_DELTA_E18_FIELD_NUMBER: _builtins.int
+    BESIDE_FIELD_NUMBER: _builtins.int
     account: _builtins.str
     """`accounts/<lineage>`: whose currency and delta."""
     target_epsilon: _builtins.float
@@ -451,6 +452,10 @@ class CalibrateRequest(_message.Message):
     """Number of steps."""
     truncation_delta_e18: _builtins.int
     """Truncation to spend, in 10^-18; unset means the account's default for one job."""
+    @_builtins.property
+    def beside(self) -> _privacy_pb2.Price:
+        """A price that is to be paid as well: whether the account could, and what it would have left, count it in."""
+
     def __init__(
         self,
         *,
@@ -459,10 +464,11 @@ class CalibrateRequest(_message.Message):
         sampling_probability: _builtins.float = ...,
         steps: _builtins.int = ...,
         truncation_delta_e18: _builtins.int | None = ...,
+        beside: _privacy_pb2.Price | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_truncation_delta_e18", b"_truncation_delta_e18", "truncation_delta_e18", b"truncation_delta_e18"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_truncation_delta_e18", b"_truncation_delta_e18", "beside", b"beside", "truncation_delta_e18", b"truncation_delta_e18"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_truncation_delta_e18", b"_truncation_delta_e18", "account", b"account", "sampling_probability", b"sampling_probability", "steps", b"steps", "target_epsilon", b"target_epsilon", "truncation_delta_e18", b"truncation_delta_e18"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_truncation_delta_e18", b"_truncation_delta_e18", "account", b"account", "beside", b"beside", "sampling_probability", b"sampling_probability", "steps", b"steps", "target_epsilon", b"target_epsilon", "truncation_delta_e18", b"truncation_delta_e18"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__truncation_delta_e18: _TypeAlias = _typing.Literal["truncation_delta_e18"]  # noqa: Y015
     _WhichOneofArgType__truncation_delta_e18: _TypeAlias = _typing.Literal["_truncation_delta_e18", b"_truncation_delta_e18"]  # noqa: Y015

@@ -231,6 +231,42 @@ class Settings(_message.Message):
 Global___Settings: _TypeAlias = Settings  # noqa: Y015
 
 @_typing.final
+class EvaluationSpec(_message.Message):
+    """A measurement of the trained adapter on rows that it was not trained on. It is a mechanism of its own and paid for on
+    its own: the only number computed from rows that anybody ever sees.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    TARGET_EPSILON_FIELD_NUMBER: _builtins.int
+    LOSS_BOUND_FIELD_NUMBER: _builtins.int
+    target_epsilon: _builtins.float
+    """The epsilon that the measurement may reach at the account's delta."""
+    loss_bound: _builtins.float
+    """Loss at which a unit's is cut, in nats per token; the default is 8."""
+    @_builtins.property
+    def frame(self) -> _expressions_pb2.Frame:
+        """The rows, of the dataset that the job is trained on."""
+
+    def __init__(
+        self,
+        *,
+        frame: _expressions_pb2.Frame | None = ...,
+        target_epsilon: _builtins.float = ...,
+        loss_bound: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss_bound", b"_loss_bound", "frame", b"frame", "loss_bound", b"loss_bound"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss_bound", b"_loss_bound", "frame", b"frame", "loss_bound", b"loss_bound", "target_epsilon", b"target_epsilon"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__loss_bound: _TypeAlias = _typing.Literal["loss_bound"]  # noqa: Y015
+    _WhichOneofArgType__loss_bound: _TypeAlias = _typing.Literal["_loss_bound", b"_loss_bound"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss_bound) -> _WhichOneofReturnType__loss_bound | None: ...
+
+Global___EvaluationSpec: _TypeAlias = EvaluationSpec  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     """What a job should be, as the analyst says it."""
 
@@ -245,6 +281,7 @@ class JobSpec(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     TEXT_FORMAT_FIELD_NUMBER: _builtins.int
     COMPLETION_COLUMN_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """`baseModels/<id>`."""
     text_column: _builtins.str
@@ -267,6 +304,10 @@ class JobSpec(_message.Message):
     def settings(self) -> Global___Settings:
         """Choices."""
 
+    @_builtins.property
+    def evaluation(self) -> Global___EvaluationSpec:
+        """What to measure at the end; nothing is unless this is set."""
+
     def __init__(
         self,
         *,
@@ -279,16 +320,97 @@ class JobSpec(_message.Message):
         display_name: _builtins.str = ...,
         text_format: Global___TextFormat.ValueType = ...,
         completion_column: _builtins.str = ...,
+        evaluation: Global___EvaluationSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "unlimited", b"unlimited"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "unlimited", b"unlimited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "completion_column", b"completion_column", "display_name", b"display_name", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "text_column", b"text_column", "text_format", b"text_format", "unlimited", b"unlimited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "completion_column", b"completion_column", "display_name", b"display_name", "evaluation", b"evaluation", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "text_column", b"text_column", "text_format", b"text_format", "unlimited", b"unlimited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_privacy: _TypeAlias = _typing.Literal["target_epsilon", "unlimited"]  # noqa: Y015
     _WhichOneofArgType_privacy: _TypeAlias = _typing.Literal["privacy", b"privacy"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_privacy) -> _WhichOneofReturnType_privacy | None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class EvaluationPlan(_message.Message):
+    """What a measurement would cost and be worth. All of it is public."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    LOSS_BOUND_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    loss_bound: _builtins.float
+    """Loss at which a unit's is cut, in nats per token."""
+    row_count: _builtins.int
+    """Rows (slots) of the frame."""
+    unit_count: _builtins.int
+    """Privacy units of the frame."""
+    standard_error: _builtins.float
+    """Standard error of the mean loss that comes of the noise, at most, if every unit has a row; in nats per token."""
+    @_builtins.property
+    def statement(self) -> _privacy_pb2.PrivacyStatement:
+        """What is promised about the measurement. `clipping_norm` bounds what one unit adds to the sums."""
+
+    def __init__(
+        self,
+        *,
+        statement: _privacy_pb2.PrivacyStatement | None = ...,
+        loss_bound: _builtins.float = ...,
+        row_count: _builtins.int = ...,
+        unit_count: _builtins.int = ...,
+        standard_error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss_bound", b"loss_bound", "row_count", b"row_count", "standard_error", b"standard_error", "statement", b"statement", "unit_count", b"unit_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationPlan: _TypeAlias = EvaluationPlan  # noqa: Y015
+
+@_typing.final
+class Evaluation(_message.Message):
+    """A measurement, noise included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_LOSS_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    mean_loss: _builtins.float
+    """Mean over units of their mean loss per token, each cut at the bound; in nats."""
+    perplexity: _builtins.float
+    """Its exponential."""
+    standard_error: _builtins.float
+    """Standard error of `mean_loss` that comes of the noise; not of how few units there were."""
+    unit_count: _builtins.float
+    """Units that had rows, noise included."""
+    @_builtins.property
+    def statement(self) -> _privacy_pb2.PrivacyStatement:
+        """What is promised about these numbers, taken together."""
+
+    def __init__(
+        self,
+        *,
+        mean_loss: _builtins.float = ...,
+        perplexity: _builtins.float = ...,
+        standard_error: _builtins.float = ...,
+        unit_count: _builtins.float = ...,
+        statement: _privacy_pb2.PrivacyStatement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mean_loss", b"mean_loss", "perplexity", b"perplexity", "standard_error", b"standard_error", "statement", b"statement", "unit_count", b"unit_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):
@@ -308,6 +430,7 @@ class Plan(_message.Message):
     CAP_EPSILON_FIELD_NUMBER: _builtins.int
     SPENT_EPSILON_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Number of steps that will run."""
     row_count: _builtins.int
@@ -340,6 +463,10 @@ class Plan(_message.Message):
         epsilon alone.
         """
 
+    @_builtins.property
+    def evaluation(self) -> Global___EvaluationPlan:
+        """The measurement, if one was asked for. `affordable` and `left_epsilon_after` are of job and measurement together."""
+
     def __init__(
         self,
         *,
@@ -355,10 +482,11 @@ class Plan(_message.Message):
         cap_epsilon: _builtins.float = ...,
         spent_epsilon: _builtins.float = ...,
         reasons: _abc.Iterable[_builtins.str] | None = ...,
+        evaluation: Global___EvaluationPlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "settings", b"settings", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "affordable", b"affordable", "cap_epsilon", b"cap_epsilon", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "reasons", b"reasons", "row_count", b"row_count", "settings", b"settings", "spent_epsilon", b"spent_epsilon", "statement", b"statement", "steps", b"steps", "unit_count", b"unit_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "affordable", b"affordable", "cap_epsilon", b"cap_epsilon", "evaluation", b"evaluation", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "reasons", b"reasons", "row_count", b"row_count", "settings", b"settings", "spent_epsilon", b"spent_epsilon", "statement", b"statement", "steps", b"steps", "unit_count", b"unit_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +513,8 @@ class TrainingJob(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    EVALUATION_RESERVATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`trainingJobs/<id>`."""
     state: Global___JobState.ValueType
@@ -401,6 +531,8 @@ class TrainingJob(_message.Message):
     """Who asked for it."""
     attempt: _builtins.int
     """Attempt number, from 1."""
+    evaluation_reservation: _builtins.str
+    """The measurement's own reservation in the ledger."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What was asked for."""
@@ -429,6 +561,10 @@ class TrainingJob(_message.Message):
     def statement(self) -> _privacy_pb2.PrivacyStatement:
         """What is promised about the adapter, once SUCCEEDED."""
 
+    @_builtins.property
+    def evaluation(self) -> Global___Evaluation:
+        """What was measured, once SUCCEEDED and if it was asked for."""
+
     def __init__(
         self,
         *,
@@ -447,10 +583,12 @@ class TrainingJob(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         attempt: _builtins.int = ...,
         statement: _privacy_pb2.PrivacyStatement | None = ...,
+        evaluation: Global___Evaluation | None = ...,
+        evaluation_reservation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "completed_steps", b"completed_steps", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "name", b"name", "owner", b"owner", "plan", b"plan", "reservation", b"reservation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "completed_steps", b"completed_steps", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "evaluation_reservation", b"evaluation_reservation", "name", b"name", "owner", b"owner", "plan", b"plan", "reservation", b"reservation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,6 +612,7 @@ class Assignment(_message.Message):
     UNIT_COUNT_FIELD_NUMBER: _builtins.int
     TEXT_FORMAT_FIELD_NUMBER: _builtins.int
     COMPLETION_COLUMN_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`trainingJobs/<id>`."""
     attempt: _builtins.int
@@ -504,6 +643,10 @@ class Assignment(_message.Message):
     def mechanism(self) -> _privacy_pb2.SubsampledGaussian:
         """The mechanism; unset means without privacy."""
 
+    @_builtins.property
+    def evaluation(self) -> Global___EvaluationAssignment:
+        """What to measure after the last step, if anything."""
+
     def __init__(
         self,
         *,
@@ -519,11 +662,48 @@ class Assignment(_message.Message):
         unit_count: _builtins.int = ...,
         text_format: Global___TextFormat.ValueType = ...,
         completion_column: _builtins.str = ...,
+        evaluation: Global___EvaluationAssignment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "mechanism", b"mechanism", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "frame", b"frame", "mechanism", b"mechanism", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "base_model_location", b"base_model_location", "completion_column", b"completion_column", "frame", b"frame", "job", b"job", "mechanism", b"mechanism", "settings", b"settings", "text_column", b"text_column", "text_format", b"text_format", "unit_count", b"unit_count", "unlimited_steps", b"unlimited_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "base_model_location", b"base_model_location", "completion_column", b"completion_column", "evaluation", b"evaluation", "frame", b"frame", "job", b"job", "mechanism", b"mechanism", "settings", b"settings", "text_column", b"text_column", "text_format", b"text_format", "unit_count", b"unit_count", "unlimited_steps", b"unlimited_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class EvaluationAssignment(_message.Message):
+    """What a worker must measure: two sums over units, with noise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    LOSS_BOUND_FIELD_NUMBER: _builtins.int
+    unit_count: _builtins.int
+    """Privacy units of the frame."""
+    noise_multiplier: _builtins.float
+    """Standard deviation of the noise over the L2 norm of what one unit adds."""
+    loss_bound: _builtins.float
+    """Loss at which a unit's is cut, in nats per token."""
+    @_builtins.property
+    def frame(self) -> _expressions_pb2.Frame:
+        """The rows."""
+
+    def __init__(
+        self,
+        *,
+        frame: _expressions_pb2.Frame | None = ...,
+        unit_count: _builtins.int = ...,
+        noise_multiplier: _builtins.float = ...,
+        loss_bound: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "loss_bound", b"loss_bound", "noise_multiplier", b"noise_multiplier", "unit_count", b"unit_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationAssignment: _TypeAlias = EvaluationAssignment  # noqa: Y015

@@ -622,6 +622,7 @@ class UploadAdapterRequest(_message.Message):
     COMPLETED_STEPS_FIELD_NUMBER: _builtins.int
     FILE_NAME_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`trainingJobs/<id>`; must be the token's. In the first message."""
     attempt: _builtins.int
@@ -632,6 +633,10 @@ class UploadAdapterRequest(_message.Message):
     """The file that `data` belongs to; set with the first piece of each file."""
     data: _builtins.bytes
     """The next bytes of the file."""
+    @_builtins.property
+    def evaluation(self) -> Global___NoisySums:
+        """What was measured, in the first message; set if and only if the assignment asks for it."""
+
     def __init__(
         self,
         *,
@@ -640,14 +645,41 @@ class UploadAdapterRequest(_message.Message):
         completed_steps: _builtins.int = ...,
         file_name: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        evaluation: Global___NoisySums | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completed_steps", b"completed_steps", "data", b"data", "file_name", b"file_name", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completed_steps", b"completed_steps", "data", b"data", "evaluation", b"evaluation", "file_name", b"file_name", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadAdapterRequest: _TypeAlias = UploadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class NoisySums(_message.Message):
+    """The output of the measurement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOSS_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    loss: _builtins.float
+    """Sum over units of (loss - bound / 2) / (bound / 2), with the loss cut to [0, bound]; noise included."""
+    units: _builtins.float
+    """Number of units with rows; noise included."""
+    def __init__(
+        self,
+        *,
+        loss: _builtins.float = ...,
+        units: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoisySums: _TypeAlias = NoisySums  # noqa: Y015
 
 @_typing.final
 class UploadAdapterResponse(_message.Message):
