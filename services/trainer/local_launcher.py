@@ -7,6 +7,7 @@ trainer die between starting a worker and naming it, no second one is started be
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -94,7 +95,10 @@ class LocalLauncher:
     def kill(self, job_id: str, attempt: int) -> None:
         """End a worker that does not answer."""
         if (process := self._process(job_id, attempt)) is not None:
-            process.kill()
+            # The parent first, lest it sees the others die and reports their failure as its own.
+            for one in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
 
     def renew(self, job_id: str, token: str) -> None:
         """Replace the token file; a worker whose own token has expired reads it again."""
@@ -136,7 +140,8 @@ def _orphan(order: WorkOrder, token_file: Path) -> psutil.Process | None:
         try:
             environment = process.environ()
             names = ("MURMURA_JOB", "MURMURA_ATTEMPT", "MURMURA_JOB_TOKEN_FILE")
-            if tuple(environment.get(name) for name in names) == wanted:
+            # A worker of several processes is the one that started the others.
+            if "RANK" not in environment and tuple(environment.get(name) for name in names) == wanted:
                 return process
         except psutil.Error:
             continue

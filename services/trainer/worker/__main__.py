@@ -21,8 +21,16 @@ _OURS = Path(__file__).parents[2]
 
 def main() -> int:
     """Run the job that the environment names; returns the exit code."""
+    processes = int(os.environ.get("MURMURA_PROCESSES", "1"))
+    if processes > 1 and "RANK" not in os.environ:
+        # Nothing private comes here: it only starts the processes that read rows, and they are silent.
+        logging.disable(logging.CRITICAL)
+        from services.trainer.worker.processes import launch
+
+        return launch(processes)
     log = silence()
     try:
+        from services.trainer.worker.ranks import Ranks
         from services.trainer.worker.saving import INTERVAL_S
         from services.trainer.worker.session import Session
         from services.trainer.worker.wire import Token
@@ -34,6 +42,7 @@ def main() -> int:
             os.environ["MURMURA_TRAINER_ENDPOINT"],
             os.environ["MURMURA_DATASET_ENDPOINT"],
             float(os.environ.get("MURMURA_CHECKPOINT_SECONDS", INTERVAL_S)),
+            Ranks.join(),
         )
         return session.run()
     except Exception as error:

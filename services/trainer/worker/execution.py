@@ -6,6 +6,7 @@ measured on public tokens.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -89,7 +90,8 @@ def free_bytes(device: torch.device) -> int:
     """Return the memory that a device has left."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    # Processes of one worker share the machine's memory, and each its own GPU.
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def bytes_per_token(model: nn.Module, checkpointing: Checkpointing = Checkpointing.NONE) -> int:
