@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# Names the file in which ranks find each other; without it they do at the launcher's address.
+MEETING = "MURMURA_RANKS_FILE"
 
 
 class Ranks:
@@ -33,14 +37,17 @@ class Ranks:
 
     @classmethod
     def join(cls) -> Ranks:
-        """Return the ranks that `torchrun` has started, connected; one alone where it has not."""
+        """Return the ranks that torch's launcher has started, connected; one alone where it has not."""
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        meeting: dict[str, Any] = {}
+        if path := os.environ.get(MEETING):
+            meeting = {"init_method": f"file://{path}", "rank": int(os.environ["RANK"]), "world_size": count}
+        dist.init_process_group("nccl" if cuda else "gloo", **meeting)
         return cls(dist.get_rank(), count)
 
     @property

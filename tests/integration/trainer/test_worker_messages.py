@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pyarrow as pa
 import pytest
 import safetensors.torch
@@ -299,6 +300,10 @@ def test_sigterm_leaves_a_checkpoint_unless_the_job_is_to_stop(
         while not any(message.completed_steps for message in recorder.of(beat)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        # Sums without noise go from one to the other, so they listen to nobody but this machine.
+        ranks = psutil.Process(worker.pid).children()
+        heard = {c.laddr.ip for rank in ranks for c in rank.net_connections() if c.status == psutil.CONN_LISTEN}
+        assert (len(ranks), heard) == ((processes, {"127.0.0.1"}) if processes > 1 else (0, set()))
         recorder.stop_after = 0 if stop else recorder.stop_after
         worker.terminate()
 

@@ -1,0 +1,66 @@
+"""How the processes of one worker are started; that they work together is shown in the integration tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from services.trainer.worker import processes
+from services.trainer.worker.ranks import MEETING
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[Any]]]:
+    """Launch two processes that end as told; returns the exit code, the configuration and the environment."""
+
+    def run(*codes: int) -> tuple[int, list[Any]]:
+        seen: list[Any] = []
+
+        def elastic_launch(config: Any, entrypoint: str) -> Callable[..., None]:
+            def start(*arguments: str) -> None:
+                seen.extend([config, dict(os.environ)])
+                if codes:
+                    raise ChildFailedError("worker", {i: SimpleNamespace(exitcode=c) for i, c in enumerate(codes)})  # type: ignore[misc]
+
+            return start
+
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", MEETING):
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(processes, "elastic_launch", elastic_launch)
+        monkeypatch.setattr(processes.signal, "signal", lambda *_: None)
+        monkeypatch.setattr(
+            ChildFailedError, "__init__", lambda self, name, failures: vars(self).update(failures=failures)
+        )
+        return processes.launch(2), seen
+
+    return run
+
+
+def test_they_meet_on_this_machine_only(launched: Callable[..., tuple[int, list[Any]]]) -> None:
+    code, (config, environment) = launched()
+    assert code == 0
+    for library in ("GLOO", "NCCL"):
+        interface = psutil.net_if_addrs()[environment[f"{library}_SOCKET_IFNAME"]]
+        assert "127.0.0.1" in [one.address for one in interface]
+    folder = os.path.dirname(environment[MEETING])
+    assert (config.rdzv_configs["store_type"], os.path.dirname(config.rdzv_endpoint)) == ("file", folder)
+    assert not os.path.exists(folder), "and leave nothing behind"
+
+
+def test_they_are_not_started_again_behind_the_trainers_back(launched: Callable[..., tuple[int, list[Any]]]) -> None:
+    _, (config, _) = launched()
+    assert config.max_restarts == 0
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((75, -15), 75), ((-15, 75), 75), ((1, -15), 1), ((-9,), 1)])
+def test_one_exit_code_stands_for_all(
+    launched: Callable[..., tuple[int, list[Any]]], codes: tuple[int, ...], expected: int
+) -> None:
+    assert launched(*codes)[0] == expected
