@@ -159,7 +159,7 @@ def sample(
     role: Role = "analyst",
 ) -> None:
     """Continue a prompt. Costs no privacy."""
-    from murmura.llm import Served
+    from murmura.sampler import Served
 
     texts = Served(model, client(role)).sample([prompt] * count, temperature=temperature, max_new_tokens=max_new_tokens)
     typer.echo(json.dumps(texts, ensure_ascii=False) if as_json else "\n".join(prompt + text for text in texts))
