@@ -7,6 +7,7 @@ that happens around it is what happens in the demo: services, worker, ledger, jo
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import murmura
@@ -153,6 +155,13 @@ def test_story_with_every_service_killed_once(layout: Layout, tmp_path: Path) ->
     assert private.sample(records.PROMPT, max_new_tokens=8, seed=1) == private.sample(
         records.PROMPT, max_new_tokens=8, seed=1
     )
+
+    spent = client.account("notes")
+    synthetic = pq.read_table(private.generate_dataset(9, to=tmp_path / "synthetic.parquet", max_new_tokens=8))
+    assert synthetic.column_names == ["prompt", "text"] and synthetic.num_rows == 9
+    promised = json.loads(synthetic.schema.metadata[b"murmura"])["statement"]
+    assert promised["epsilon"] == private.statement.epsilon
+    assert client.account("notes") == spent
 
     before, jobs = client.account("notes"), {job.name for job in client.jobs()}
     again = murmura.eval(LLM("tiny", client).fit(frame, **wish), target_epsilon=EPSILON)

@@ -8,13 +8,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
+    from typing import Self
 
+    from murmura.api.common.v1 import privacy_pb2
     from murmura.api.ledger.v1 import ledger_pb2
     from murmura.api.trainer.v1 import trainer_pb2
     from murmura.budget import Budget
@@ -159,6 +170,19 @@ def show_result(job: trainer_pb2.TrainingJob) -> None:
     say("  model.sample(prompts=[…])   model.statement   " + f"murmura sample {job.adapter} '…'")
 
 
+def show_dataset(path: Path, done: int, n: int, statement: privacy_pb2.PrivacyStatement | None) -> None:
+    """Print what a generated file holds."""
+    if statement is None:
+        promise = Text("from a public base model")
+    elif statement.unlimited:
+        promise = Text("no privacy: it may repeat what the model read", style="bold red")
+    else:
+        promise = Text(f"ε = {statement.epsilon:.4g}, δ = {statement.delta:.2g}, as its model; sampling is free")
+    mark = Text("✓ ", style="bold green") if done == n else Text("stopped early: ", style="bold red")
+    count = f"{done:,}" if done == n else f"{done:,} of {n:,}"
+    console.print(mark + Text(f"{count} records in {path}: ") + promise)
+
+
 def state_name(job: trainer_pb2.TrainingJob) -> str:
     """Return a job's state as a word."""
     from murmura.api.trainer.v1 import trainer_pb2
@@ -166,40 +190,34 @@ def state_name(job: trainer_pb2.TrainingJob) -> str:
     return trainer_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
 
 
-class progress:  # noqa: N801
-    """One bar for a job: steps, time left, budget. Plain lines where the output is no terminal."""
+class _Bar:
+    """A bar on a terminal; elsewhere a plain line for each tenth."""
 
-    def __init__(self, job: trainer_pb2.TrainingJob) -> None:
-        self._total = job.plan.steps
-        self._said = -1
+    def __init__(self, total: int, noun: str, *columns: ProgressColumn) -> None:
+        self._total, self._noun, self._said = total, noun, -1
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("steps"),
+            TextColumn(noun),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[budget]}"),
+            *columns,
             console=console,
             disable=not console.is_terminal,
         )
-        statement = job.plan.statement
-        budget = "no privacy" if statement.unlimited else f"ε {statement.epsilon:.3g}"
-        self._task = self._bar.add_task("starting", total=self._total, budget=budget)
 
-    def update(self, job: trainer_pb2.TrainingJob) -> None:
-        """Show a job as it stands."""
-        word = state_name(job)
-        self._bar.update(self._task, completed=job.completed_steps, description=word)
-        tenth = 10 * job.completed_steps // max(1, self._total)
+    def _show(self, task: TaskID, done: int, word: str) -> None:
+        self._bar.update(task, completed=done, description=word)
+        tenth = 10 * done // max(1, self._total)
         if not console.is_terminal and tenth != self._said:
             self._said = tenth
-            say(f"{word}: {job.completed_steps} of {self._total} steps")
+            say(f"{word}: {done} of {self._total} {self._noun}")
 
     def close(self) -> None:
         """Take the bar away."""
         self._bar.stop()
 
-    def __enter__(self) -> progress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -210,3 +228,29 @@ class progress:  # noqa: N801
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+
+class progress(_Bar):  # noqa: N801
+    """One bar for a job: steps, time left, budget."""
+
+    def __init__(self, job: trainer_pb2.TrainingJob) -> None:
+        super().__init__(job.plan.steps, "steps", TextColumn("{task.fields[budget]}"))
+        statement = job.plan.statement
+        budget = "no privacy" if statement.unlimited else f"ε {statement.epsilon:.3g}"
+        self._task = self._bar.add_task("starting", total=job.plan.steps, budget=budget)
+
+    def update(self, job: trainer_pb2.TrainingJob) -> None:
+        """Show a job as it stands."""
+        self._show(self._task, job.completed_steps, state_name(job))
+
+
+class counting(_Bar):  # noqa: N801
+    """One bar for things that are made one after another."""
+
+    def __init__(self, noun: str, total: int) -> None:
+        super().__init__(total, noun)
+        self._task = self._bar.add_task("generating", total=total)
+
+    def update(self, done: int) -> None:
+        """Show how many there are."""
+        self._show(self._task, done, "generating")

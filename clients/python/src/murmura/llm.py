@@ -84,7 +84,8 @@ class LLM(Sampler):
             raise InvalidInput(f"No setting {', '.join(unknown)}. There are: {', '.join(_SETTINGS)}.")
         return Model(self.name, X.copy(), columns, settings)
 
-    def _served_name(self) -> str:
+    def served_name(self) -> str:
+        """Return its name at the inference service."""
         return f"baseModels/{self.name}"
 
     def __repr__(self) -> str:
@@ -175,7 +176,8 @@ class Model(Sampler):
             )
         return Evaluation(job.evaluation)
 
-    def _served_name(self) -> str:
+    def served_name(self) -> str:
+        """Return the adapter's name at the inference service."""
         return self._trained().adapter
 
     def _trained(self) -> trainer_pb2.TrainingJob:

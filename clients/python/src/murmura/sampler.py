@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from murmura.errors import MurmuraError
 
 if TYPE_CHECKING:
+    from murmura.api.inference.v1 import inference_pb2, inference_service_pb2
     from murmura.client import Client
 
 
@@ -24,7 +26,8 @@ class Sampler:
 
         return self._own_client or newest()
 
-    def _served_name(self) -> str:
+    def served_name(self) -> str:
+        """Return its name at the inference service."""
         raise NotImplementedError
 
     def sample(
@@ -50,19 +53,79 @@ class Sampler:
         Returns:
             The continuations, without the prompts, in the order of the prompts.
         """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        made = self.completions(texts, sampling_options(temperature, max_new_tokens, top_p, seed, stop))
+        return [completion.text for completion in made]
+
+    def generate_dataset(
+        self,
+        n: int,
+        *,
+        to: str | Path,
+        prompt: str | Sequence[str] = "",
+        temperature: float = 1.0,
+        max_new_tokens: int = 128,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: list[str] | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a synthetic dataset: records with `prompt` and `text`, the prompt and what followed it.
+
+        Costs no privacy, however many records. The model's privacy statement goes with the file: in the metadata of
+        Parquet (key `murmura`), or beside JSON Lines as `<name>.privacy.json`. If it is interrupted, the file holds the
+        records that were done.
+
+        Args:
+            n: how many records.
+            to: the file, `*.parquet` or `*.jsonl`.
+            prompt: what each record begins with; of several, each in its turn.
+            temperature: 0 takes the likeliest token.
+            max_new_tokens: most tokens to make for each.
+            top_p: nucleus.
+            seed: makes the dataset repeatable; each record uses seed plus its index.
+            stop: texts that end a record.
+            overwrite: take the place of a file that exists.
+
+        Returns:
+            The file.
+
+        Raises:
+            InvalidInput: if the file exists, or its name says no format.
+        """
+        from murmura.generation import generate
+
+        options = sampling_options(temperature, max_new_tokens, top_p, seed, stop)
+        return generate(self, n, prompt, Path(to), options, overwrite)
+
+    def completions(
+        self,
+        prompts: Sequence[str],
+        options: inference_pb2.SamplingOptions,
+        offset: int = 0,
+        seen: Callable[[int], None] = lambda count: None,
+    ) -> list[inference_service_pb2.GenerateResponse]:
+        """Continue prompts in one batch.
+
+        Args:
+            prompts: texts.
+            options: how; a seed is used as seed plus offset plus index.
+            offset: how many prompts there were before these.
+            seen: called with how many are done, as they come.
+        """
         from murmura.api.inference.v1 import inference_service_pb2 as messages
 
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not texts:
+        if not prompts:
             return []
-        options = _options(temperature, max_new_tokens, top_p, seed, stop)
-        request = messages.BatchGenerateRequest(model=self._served_name(), prompts=texts, options=options)
-        answers: dict[int, str] = {}
-        for answer in self._restartable("BatchGenerate", request):
+        request = messages.BatchGenerateRequest(model=self.served_name(), prompts=prompts, options=options)
+        if options.HasField("seed"):
+            request.options.seed += offset
+        answers: dict[int, inference_service_pb2.GenerateResponse] = {}
+        for answer in self._restartable("BatchGenerate", request, seen):
             if answer.HasField("error"):
                 raise MurmuraError(answer.error.message)
-            answers[answer.index] = answer.completion.text
-        return [answers[index] for index in range(len(texts))]
+            answers[answer.index] = answer.completion
+        return [answers[index] for index in range(len(prompts))]
 
     def stream(
         self,
@@ -77,16 +140,16 @@ class Sampler:
 
         request = messages.StreamGenerateRequest(
             request=messages.GenerateRequest(
-                model=self._served_name(),
+                model=self.served_name(),
                 prompt=prompt,
-                options=_options(temperature, max_new_tokens, 1.0, seed, None),
+                options=sampling_options(temperature, max_new_tokens, 1.0, seed, None),
             )
         )
         for piece in self.client.stub("inference").stream("StreamGenerate", request):
             if piece.text:
                 yield piece.text
 
-    def _restartable(self, method: str, request: Any) -> list[Any]:
+    def _restartable(self, method: str, request: Any, seen: Callable[[int], None]) -> list[Any]:
         """Collect a stream; sampling is free, so it starts over when the service is being restarted."""
         import time
 
@@ -96,7 +159,11 @@ class Sampler:
         deadline = time.monotonic() + patience
         while True:
             try:
-                return list(stub.stream(method, request))
+                answers = []
+                for answer in stub.stream(method, request):
+                    answers.append(answer)
+                    seen(len(answers))
+                return answers
             except Unreachable:
                 if time.monotonic() > deadline:
                     raise
@@ -115,11 +182,15 @@ class Served(Sampler):
         super().__init__(client)
         self.name = name
 
-    def _served_name(self) -> str:
+    def served_name(self) -> str:
+        """Return its name at the inference service."""
         return self.name
 
 
-def _options(temperature: float, max_new_tokens: int, top_p: float, seed: int | None, stop: list[str] | None) -> Any:
+def sampling_options(
+    temperature: float, max_new_tokens: int, top_p: float, seed: int | None, stop: list[str] | None
+) -> inference_pb2.SamplingOptions:
+    """Return what `sample` takes as a message."""
     from murmura.api.inference.v1 import inference_pb2
 
     return inference_pb2.SamplingOptions(

@@ -166,6 +166,25 @@ def sample(
 
 
 @app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="adapters/… or baseModels/….")],
+    to: Annotated[Path, typer.Option(help="*.parquet or *.jsonl.")],
+    n: Annotated[int, typer.Option("-n", help="How many records.")] = 1000,
+    prompt: Annotated[list[str] | None, typer.Option(help="What records begin with; may be repeated.")] = None,
+    temperature: float = 1.0,
+    max_new_tokens: int = 128,
+    seed: int | None = None,
+    role: Role = "analyst",
+) -> None:
+    """Write a synthetic dataset. Costs no privacy."""
+    from murmura.sampler import Served
+
+    Served(model, client(role)).generate_dataset(
+        n, to=to, prompt=prompt or "", temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
+    )
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from murmura import __version__
