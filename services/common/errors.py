@@ -70,11 +70,12 @@ class MurmuraError(Exception):
         return status
 
     def item(self) -> errors_pb2.ItemError:
-        """Return the same as an error inside a message."""
+        """Return the same as an error inside a message, which has no place for details of its own."""
+        broken = "; ".join(f"{field} {description}" for field, description in self.violations.items())
         return errors_pb2.ItemError(
             code=self.code.value[0],
             reason=Reason.Value(f"ERROR_REASON_{self.reason}"),
-            message=self.message,
+            message=f"{self.message} {broken}." if broken else self.message,
             metadata=self.metadata,
         )
 

@@ -205,13 +205,17 @@ def make(name: str, model: str, settings: EngineSettings) -> Engine:
 
 
 async def encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenize, off the event loop where the text is long."""
+    """Tokenize, off the event loop where the text is long.
+
+    An empty text is what every text begins with in training: the token that starts one, or in its place ends one.
+    """
 
     def work() -> list[int]:
         # A fast tokenizer must not be used by two threads at once.
         with _encoding:
             ids: list[int] = tokenizer.encode(text)
-        return ids
+        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return ids or ([] if start is None else [int(start)])
 
     return work() if len(text) < _LONG_TEXT else await asyncio.to_thread(work)
 

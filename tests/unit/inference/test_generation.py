@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from murmura.api.inference.v1 import inference_pb2
-from services.common.errors import MurmuraError
+from services.common.errors import MurmuraError, invalid
 from services.common.tokens import Principal
 from services.inference.adapters import Adapters, Base
 from services.inference.engine import (
@@ -20,6 +20,7 @@ from services.inference.engine import (
     EngineRefused,
     Finish,
     Sampling,
+    encode,
 )
 from services.inference.generation import Generation, Salts
 
@@ -155,3 +156,30 @@ async def test_an_unknown_base_model_names_those_there_are(tmp_path: Path) -> No
             raise AssertionError
     assert error.value.reason == "BASE_MODEL_UNKNOWN"
     assert error.value.metadata["base_models"] == "baseModels/tiny"
+
+
+class Tokenizer:
+    """One token a letter; no token starts a text, as in GPT-2."""
+
+    bos_token_id: int | None = None
+    eos_token_id: int | None = 9
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+async def test_an_empty_prompt_is_what_every_text_begins_with() -> None:
+    tokenizer = Tokenizer()
+    assert await encode(tokenizer, "a") == [97]
+    assert await encode(tokenizer, "") == [9]
+    tokenizer.bos_token_id = 0
+    assert await encode(tokenizer, "") == [0]
+    tokenizer.bos_token_id = tokenizer.eos_token_id = None
+    assert await encode(tokenizer, "") == []
+
+
+def test_an_item_says_which_rule_it_breaks() -> None:
+    """It has no place for details of its own."""
+    assert invalid("prompt", "must not be empty").item().message == (
+        "The request breaks its rules. prompt must not be empty."
+    )
