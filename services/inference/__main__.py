@@ -65,6 +65,7 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
     from services.inference.catalogue import Catalogue
     from services.inference.generation import Generation, Salts
     from services.inference.service import AdapterService, InferenceService
+    from services.inference.turns import Turns
     from services.inference.verification import Limits
 
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
@@ -73,6 +74,7 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
             name: Base(
                 engine,
                 linear_shapes(locate(settings.base_models[name.removeprefix("baseModels/")])),
+                Turns(settings.for_turns()),
             )
             for name, engine in engines.items()
         }

@@ -27,6 +27,7 @@ from services.inference import refusals
 from services.inference.artifacts import ArtifactStore, Manifest
 from services.inference.catalogue import Catalogue, Record
 from services.inference.engine import Engine, EngineDead
+from services.inference.turns import Turns
 from services.inference.verification import Limits, Rejected, verify_adapter, verify_signature
 
 _SIGNER = "worker"  # the role that only the trainer's key may issue
@@ -40,10 +41,12 @@ class Base:
     Attributes:
         engine: makes its tokens.
         shapes: module name to (out features, in features).
+        turns: at the engine.
     """
 
     engine: Engine
     shapes: Mapping[str, tuple[int, int]]
+    turns: Turns = field(default_factory=Turns)
 
 
 @dataclass

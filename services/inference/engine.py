@@ -102,7 +102,8 @@ class EngineSettings:
         max_resident_adapters: adapters kept in memory; others are read again from their directory
             when used.
         max_rank: greatest LoRA rank.
-        max_queue: most requests that wait; 0 sets no limit.
+        max_running: most requests that run at once.
+        max_queue: most requests that wait in the engine; 0 sets no limit.
         cpu_cache_gib: memory for the KV cache where there is no GPU.
         scratch: a directory of this service alone; None takes a temporary one.
     """
@@ -112,6 +113,7 @@ class EngineSettings:
     max_adapters: int = 4
     max_resident_adapters: int = 32
     max_rank: int = 64
+    max_running: int = 128
     max_queue: int = 256
     cpu_cache_gib: int = 1
     scratch: Path | None = None

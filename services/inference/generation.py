@@ -24,6 +24,7 @@ from services.common.tokens import Principal
 from services.inference import refusals
 from services.inference.adapters import Adapters, Base
 from services.inference.engine import Delta, Engine, EngineDead, EngineFull, EngineRefused, Sampling
+from services.inference.turns import TenantFull
 
 DEFAULT_MAX_TOKENS = 64
 
@@ -56,16 +57,21 @@ class Served:
     """A model that is ready for a request, while its lease lasts.
 
     Attributes:
-        engine: makes the tokens.
+        base: what makes the tokens.
         adapter_id: None for a base model.
         statement: what is promised; None for a base model.
         salt: of the caller.
     """
 
-    engine: Engine
+    base: Base
     adapter_id: int | None
     statement: privacy_pb2.PrivacyStatement | None
     salt: str
+
+    @property
+    def engine(self) -> Engine:
+        """What makes the tokens."""
+        return self.base.engine
 
 
 class Generation:
@@ -91,11 +97,11 @@ class Generation:
         """
         salt = self._salts.of(principal.subject)
         if model.startswith("baseModels/"):
-            yield Served(self._base(model).engine, None, None, salt)
+            yield Served(self._base(model), None, None, salt)
             return
         async with self._adapters.lease(model, principal) as record:
             statement = privacy_pb2.PrivacyStatement.FromString(record.statement)
-            yield Served(self._base(record.base_model).engine, record.engine_id, statement, salt)
+            yield Served(self._base(record.base_model), record.engine_id, statement, salt)
 
     async def prompt(self, served: Served, text: str, sampling: Sampling) -> tuple[list[int], Sampling]:
         """Return the tokens of a prompt, and the options cut to the room that it leaves.
@@ -118,16 +124,18 @@ class Generation:
         return tokens, replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
     async def stream(self, served: Served, tokens: list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """Yield the pieces of a completion; closing this aborts it in the engine.
+        """Wait for a turn and yield the pieces of a completion; closing this aborts it in the engine.
 
         Raises:
-            MurmuraError: OVERLOADED, ENGINE_DEAD, or a refusal of an option.
+            MurmuraError: TENANT_LIMIT, OVERLOADED, ENGINE_DEAD, or a refusal of an option.
         """
+        # The salt stands for the tenant.
         with self._translated():
-            pieces = served.engine.generate(tokens, sampling, served.adapter_id, served.salt)
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    yield piece
+            async with served.base.turns.turn(served.salt, served.adapter_id):
+                pieces = served.engine.generate(tokens, sampling, served.adapter_id, served.salt)
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        yield piece
 
     def sampling(self, options: inference_pb2.SamplingOptions, served: Served) -> Sampling:
         """Return what the engine understands of the options.
@@ -174,6 +182,13 @@ class Generation:
             yield
         except EngineRefused as refused:
             raise invalid(f"options.{refused.field}", refused.problem) from None
+        except TenantFull:
+            raise MurmuraError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TENANT_LIMIT",
+                "Too many of your requests wait already. Wait for some of them, or send them as one batch.",
+                retry_after_s=1,
+            ) from None
         except EngineFull:
             raise MurmuraError(
                 grpc.StatusCode.UNAVAILABLE,

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from services.common.config import ServiceSettings
 from services.inference.engine import EngineSettings
+from services.inference.turns import TurnLimits
 
 
 class InferenceSettings(ServiceSettings):
@@ -19,12 +20,24 @@ class InferenceSettings(ServiceSettings):
     engine_max_adapters: int = Field(4, ge=1, description="adapters in one batch")
     engine_max_resident_adapters: int = Field(32, ge=1, description="adapters in memory")
     engine_max_rank: int = Field(64, ge=1, le=512, description="greatest LoRA rank")
-    engine_max_queue: int = Field(256, ge=0, description="requests that wait; 0: no limit")
+    engine_max_running: int = Field(128, ge=1, description="requests that run at once")
+    engine_max_queue: int = Field(256, ge=0, description="requests that wait in the engine; 0: no limit")
+    tenant_max_running: int = Field(64, ge=1, description="requests of one tenant that run at once")
+    tenant_max_waiting: int = Field(512, ge=0, description="requests of one tenant that wait")
     engine_cpu_cache_gib: int = Field(1, ge=1, description="KV cache where there is no GPU")
     adapter_norm_bound: float = Field(
         1e4, gt=0, description="bound on the Frobenius norm of what an adapter adds to a matrix"
     )
     adapter_max_bytes: int = Field(2 << 30, ge=1, description="greatest size of an adapter file")
+
+    def for_turns(self) -> TurnLimits:
+        """Return what bounds tenants."""
+        return TurnLimits(
+            running=self.engine_max_running,
+            tenant_running=self.tenant_max_running,
+            tenant_waiting=self.tenant_max_waiting,
+            adapters=self.engine_max_adapters,
+        )
 
     def for_engine(self) -> EngineSettings:
         """Return what an engine is told."""
@@ -34,6 +47,7 @@ class InferenceSettings(ServiceSettings):
             max_adapters=self.engine_max_adapters,
             max_resident_adapters=self.engine_max_resident_adapters,
             max_rank=self.engine_max_rank,
+            max_running=self.engine_max_running,
             max_queue=self.engine_max_queue,
             cpu_cache_gib=self.engine_cpu_cache_gib,
             scratch=self.state_dir / "engine",

@@ -91,6 +91,7 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "enable_log_requests": False,
             "disable_log_stats": True,
+            "max_num_seqs": self._settings.max_running,
             "max_num_queued_reqs": self._settings.max_queue or None,
             "max_model_len": self._settings.max_context or None,
             # Else sampling without a seed would repeat itself after each restart.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,9 @@ def service(
         "MURMURA_ARTIFACTS": str(root / "artifacts"),
         "MURMURA_ENGINE": request.param,
         "MURMURA_STOP_GRACE_S": "1",
+        "MURMURA_ENGINE_MAX_RUNNING": "6",
+        "MURMURA_TENANT_MAX_RUNNING": "4",
+        "MURMURA_TENANT_MAX_WAITING": "20",
     }
     process, port = start(environment, root / "log")
     service = Service(request.param, process, port, root, deployment, environment)
@@ -278,6 +282,34 @@ def test_a_client_that_leaves_releases_the_adapter(service: Service) -> None:
     stub.UnloadAdapter(messages.UnloadAdapterRequest(name=name))
     assert time.monotonic() - started < 3
     stub.LoadAdapter(messages.LoadAdapterRequest(name=name))
+
+
+def test_a_tenant_that_floods_is_told_to_wait_and_another_is_served_at_once(service: Service) -> None:
+    ana, bob = service.stub(), service.stub("bob@local")
+    long = {"max_tokens": 100, "temperature": 1.0}
+    with ThreadPoolExecutor(40) as threads:
+        flood = [threads.submit(ana.Generate, asked("baseModels/tiny", "a", seed=n, **long)) for n in range(40)]
+        refused: list[Any] = []
+        deadline = time.monotonic() + 30
+        while not refused:
+            assert time.monotonic() < deadline
+            refused = [one for one in flood if one.done() and one.exception()]
+            time.sleep(0.01)
+        before = sum(one.done() for one in flood)
+        answer = bob.Generate(asked("baseModels/tiny", "b", **long))
+        during = sum(one.done() for one in flood) - before
+        assert answer.usage.completion_tokens > 0
+        assert during <= 12, "in a common queue nearly all of the others would be done"
+    refused = [one for one in flood if one.exception()]
+    assert len(refused) <= 40 - 24, "those that run and those that may wait are served"
+    for one in refused:
+        problem = one.exception()
+        assert problem.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refusal(problem)[1] == "TENANT_LIMIT"
+        details = status_pb2.Status.FromString(refusal(problem)[2]).details
+        retry = error_details_pb2.RetryInfo()
+        assert any(detail.Unpack(retry) for detail in details)
+        assert retry.retry_delay.seconds >= 1
 
 
 def test_prompts_are_not_in_the_log(service: Service) -> None:

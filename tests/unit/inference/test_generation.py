@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from services.inference.engine import (
     encode,
 )
 from services.inference.generation import Generation, Salts
+from services.inference.turns import TurnLimits, Turns
 
 ANA = Principal("ana@local", frozenset({"analyst"}))
 BOB = Principal("bob@local", frozenset({"analyst"}))
@@ -156,6 +158,23 @@ async def test_an_unknown_base_model_names_those_there_are(tmp_path: Path) -> No
             raise AssertionError
     assert error.value.reason == "BASE_MODEL_UNKNOWN"
     assert error.value.metadata["base_models"] == "baseModels/tiny"
+
+
+async def test_one_tenants_flood_is_refused_with_a_time_to_come_back_and_another_is_served(tmp_path: Path) -> None:
+    generation, engine = site(tmp_path)
+    base = Base(cast(Any, engine), {}, Turns(TurnLimits(running=2, tenant_running=1, tenant_waiting=0)))
+    generation = Generation({"baseModels/tiny": base}, cast(Adapters, None), Salts(tmp_path / "salt"))
+    async with (
+        generation.served("baseModels/tiny", ANA) as served,
+        aclosing(generation.stream(served, [1], Sampling())) as pieces,
+    ):
+        await anext(pieces)
+        with pytest.raises(MurmuraError) as caught:
+            await run(generation, ANA)
+        assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_LIMIT")
+        assert caught.value.retry_after_s
+        assert await run(generation, BOB) == "xy"
+    assert await run(generation, ANA) == "xy"
 
 
 class Tokenizer:
