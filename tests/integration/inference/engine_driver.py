@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import time
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,29 @@ async def text(engine: Engine, prompt: str, how: Sampling, adapter: int | None =
         sum(piece.tokens for piece in pieces),
         pieces[-1].finish.value,  # type: ignore[union-attr]
     ]
+
+
+async def leave(engine: Engine, prompt: str) -> list[Any]:
+    """Close one request early and cancel another; return how many ran before and after, and seconds to abort."""
+    long = Sampling(max_tokens=120, temperature=0)
+    early = engine.generate(await engine.tokenize(prompt), long, None, "salt")
+    await anext(early)
+    begun = asyncio.Event()
+
+    async def wait() -> None:
+        async with aclosing(engine.generate(await engine.tokenize(prompt), long, None, "salt")) as pieces:
+            async for _ in pieces:
+                begun.set()
+
+    task = asyncio.create_task(wait())
+    await begun.wait()
+    before, started = engine.running(), time.monotonic()
+    await early.aclose()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    while engine.running() and time.monotonic() < started + 5:
+        await asyncio.sleep(0.001)
+    return [before, engine.running(), time.monotonic() - started]
 
 
 async def drive(engine: Engine, prompts: list[str], adapters: list[Path]) -> dict[str, Any]:
@@ -53,16 +77,7 @@ async def drive(engine: Engine, prompts: list[str], adapters: list[Path]) -> dic
     seen["mixed"] = [outcome[0] for outcome in mixed]
 
     # A request that is closed early, and one whose task is cancelled, leave the engine.
-    early = engine.generate(await engine.tokenize("a"), Sampling(max_tokens=200), None, "salt")
-    await anext(early)
-    await early.aclose()
-    task = asyncio.create_task(text(engine, "a", Sampling(max_tokens=200)))
-    await asyncio.sleep(0.05)
-    seen["before_cancel"] = engine.running()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await asyncio.sleep(0.5)
-    seen["after_cancel"] = engine.running()
+    seen["leaving"] = [await leave(engine, prompts[0]) for _ in range(5)]
 
     stop = seen["base"][0][0][5:8]
     seen["stop"] = [stop, *await text(engine, prompts[0], Sampling(24, 0, stop=(stop,)))]

@@ -120,8 +120,9 @@ def test_output_arrives_in_pieces(seen: dict[str, Any]) -> None:
 
 
 def test_a_request_that_nobody_waits_for_leaves_the_engine(seen: dict[str, Any]) -> None:
-    assert seen["before_cancel"] == 1
-    assert seen["after_cancel"] == 0
+    assert all(before == 2 and after == 0 for before, after, _ in seen["leaving"])
+    # The quickest of five: on a busy machine any of them may have been waiting for a processor.
+    assert min(seconds for *_, seconds in seen["leaving"]) < 0.1
 
 
 def test_a_stop_text_ends_the_output_and_is_not_in_it(seen: dict[str, Any], reference: Any) -> None:
