@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +15,12 @@ import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from murmura.api.common.v1 import privacy_pb2
-from murmura.api.inference.v1 import inference_pb2, inference_service_pb2_grpc
+from murmura.api.inference.v1 import inference_pb2
 from murmura.api.inference.v1 import inference_service_pb2 as messages
-from services.common.tokens import mint
 from services.trainer.artifacts import ArtifactStore, Provenance
+from tests.support.inference_process import Service, deploy, health, start
 
 NO_VLLM = "vLLM is not installed here; the service is tested with the transformers engine alone"
 ENGINES = [
@@ -40,73 +33,7 @@ ENGINES = [
         ],
     ),
 ]
-READY_TIMEOUT_S = 120
 GREEDY = inference_pb2.SamplingOptions(temperature=0, max_tokens=12)
-
-
-@dataclass
-class Service:
-    """A running service."""
-
-    engine: str
-    process: subprocess.Popen[bytes]
-    port: int
-    root: Path
-    key: Ed25519PrivateKey
-    environment: dict[str, str]
-
-    def stub(self, subject: str = "ana@local", role: str = "analyst") -> Any:
-        """Return both services' methods, called as someone."""
-        token = mint(self.key, "deployment", subject, [role], 600)
-        channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
-        metadata = (("authorization", f"Bearer {token}"),)
-
-        class Bound:
-            def __getattr__(self, method: str) -> Any:
-                for kind in (
-                    inference_service_pb2_grpc.AdapterServiceStub,
-                    inference_service_pb2_grpc.InferenceServiceStub,
-                ):
-                    if found := getattr(kind(channel), method, None):
-                        return lambda request, timeout=60: found(request, timeout=timeout, metadata=metadata)
-                raise AttributeError(method)
-
-        return Bound()
-
-
-def jwk(key: Ed25519PrivateKey, kid: str, may_issue: list[str]) -> dict[str, object]:
-    raw = key.public_key().public_bytes_raw()
-    x = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-    return {"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": x, "may_issue": may_issue}
-
-
-def start(environment: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the process and wait until it serves."""
-    listening = Path(environment["MURMURA_STATE_DIR"]) / "listening"
-    listening.unlink(missing_ok=True)
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.inference"], env=environment, stdout=out, stderr=out
-        )
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if listening.exists() and listening.read_text().endswith("\n"):
-            port = int(listening.read_text().rpartition(":")[2])
-            if health(port) == health_pb2.HealthCheckResponse.SERVING:
-                return process, port
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError(log.read_text()[-3000:])
-
-
-def health(port: int) -> int | None:
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        try:
-            request = health_pb2.HealthCheckRequest()
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
-        except grpc.RpcError:
-            return None
-    return int(answer.status)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -118,12 +45,6 @@ def service(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
     root = tmp_path_factory.mktemp(request.param)
-    deployment = Ed25519PrivateKey.generate()
-    people = ["analyst", "steward", "operator", "service"]
-    keys = [jwk(deployment, "deployment", people), jwk(trainer_key, "trainer", ["worker"])]
-    (root / "trusted.json").write_text(json.dumps({"keys": keys}))
-    (root / "token").write_text("unused")
-    (root / "state").mkdir()
     store = ArtifactStore(root / "artifacts", trainer_key)
     statement = privacy_pb2.PrivacyStatement(epsilon=4.0, delta=1e-5, account="accounts/x")
     statement.price.units = 123456789
@@ -139,21 +60,8 @@ def service(
                 statement,
             ),
         )
-    environment = os.environ | {
-        "MURMURA_LISTEN": "127.0.0.1:0",
-        "MURMURA_STATE_DIR": str(root / "state"),
-        "MURMURA_TRUSTED_KEYS": str(root / "trusted.json"),
-        "MURMURA_SERVICE_TOKEN_FILE": str(root / "token"),
-        "MURMURA_BASE_MODELS": json.dumps({"tiny": str(tiny_base)}),
-        "MURMURA_ARTIFACTS": str(root / "artifacts"),
-        "MURMURA_ENGINE": request.param,
-        "MURMURA_STOP_GRACE_S": "1",
-        "MURMURA_ENGINE_MAX_RUNNING": "6",
-        "MURMURA_TENANT_MAX_RUNNING": "4",
-        "MURMURA_TENANT_MAX_WAITING": "20",
-    }
-    process, port = start(environment, root / "log")
-    service = Service(request.param, process, port, root, deployment, environment)
+    few = {"ENGINE_MAX_RUNNING": "6", "TENANT_MAX_RUNNING": "4", "TENANT_MAX_WAITING": "20"}
+    service = deploy(root, request.param, tiny_base, trainer_key, **few)
     yield service
     service.process.kill()
     service.process.wait()

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def make_base(directory: Path) -> Path:
-    """Write a Llama of 50 000 parameters whose every text is ASCII."""
+def make_base(directory: Path, **config: int) -> Path:
+    """Write a Llama whose every text is ASCII; of 50 000 parameters, unless its configuration says otherwise."""
     printable = [chr(code) for code in range(33, 127)] + ["\u0120"]  # as byte-level BPE writes them
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *printable])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -29,20 +29,23 @@ def make_base(directory: Path) -> Path:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     ).save_pretrained(directory)
     torch.manual_seed(7)
-    config = LlamaConfig(
+    chosen = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+    }
+    made = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
         initializer_range=0.3,  # so that the likeliest token stands out
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
+        **chosen | config,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    LlamaForCausalLM(made).save_pretrained(directory)
     return directory
 
 
