@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from murmura.api.inference.v1 import inference_pb2
 from murmura.api.inference.v1 import inference_service_pb2 as messages
 from tests.support.inference_process import Service, deploy
+from tests.support.random_models import make_base
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,9 +31,9 @@ _generator = random.Random(3)  # one for all: a prompt that came twice would be 
 
 
 @pytest.fixture(scope="module")
-def service(tools: Any, trainer_key: Ed25519PrivateKey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(trainer_key: Ed25519PrivateKey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     # Prompts so long that computing one takes a multiple of all else.
-    base = tools.make_base(tmp_path_factory.mktemp("base"), max_position_embeddings=1024)
+    base = make_base(tmp_path_factory.mktemp("base"), max_position_embeddings=1024)
     service = deploy(tmp_path_factory.mktemp("timing"), "vllm", base, trainer_key)
     yield service
     service.process.kill()

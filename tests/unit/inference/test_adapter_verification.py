@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from services.inference.base_models import linear_shapes
 from services.inference.verification import Limits, Rejected, verify_adapter, verify_signature
+from tests.support.random_models import edit
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = Q.replace("lora_A", "lora_B")
@@ -76,11 +77,10 @@ def test_unsound_weights_are_rejected(
     change: Callable[[Weights], object],
     adapter: Path,
     shapes: dict[str, tuple[int, int]],
-    tools: object,
 ) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
     change(weights)
-    tools.edit(adapter, weights)  # type: ignore[attr-defined]
+    edit(adapter, weights)
     with pytest.raises(Rejected) as rejected:
         verify_adapter(adapter, shapes, Limits())
     assert rejected.value.check == check
@@ -123,9 +123,8 @@ def test_other_than_plain_lora_is_rejected(
     value: object,
     adapter: Path,
     shapes: dict[str, tuple[int, int]],
-    tools: object,
 ) -> None:
-    tools.edit(adapter, **{member: value})  # type: ignore[attr-defined]
+    edit(adapter, **{member: value})
     with pytest.raises(Rejected) as rejected:
         verify_adapter(adapter, shapes, Limits())
     assert rejected.value.check == check
@@ -149,10 +148,10 @@ def test_limits_bind(adapter: Path, shapes: dict[str, tuple[int, int]]) -> None:
         assert rejected.value.check == check
 
 
-def test_a_problem_never_quotes_weights(adapter: Path, shapes: dict[str, tuple[int, int]], tools: object) -> None:
+def test_a_problem_never_quotes_weights(adapter: Path, shapes: dict[str, tuple[int, int]]) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
     weights[B][0, 0] = 123456.0
-    tools.edit(adapter, weights)  # type: ignore[attr-defined]
+    edit(adapter, weights)
     with pytest.raises(Rejected) as rejected:
         verify_adapter(adapter, shapes, Limits())
     assert "123456" not in json.dumps(rejected.value.problem)

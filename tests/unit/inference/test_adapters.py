@@ -22,6 +22,7 @@ from services.inference.base_models import linear_shapes
 from services.inference.catalogue import Catalogue
 from services.inference.engine import Delta, EngineDead, Sampling
 from services.inference.verification import Limits
+from tests.support.random_models import publish
 
 ANA = Principal("ana@local", frozenset({"analyst"}))
 BOB = Principal("bob@local", frozenset({"analyst"}))
@@ -75,8 +76,8 @@ class RecordingEngine:
 class Site:
     """A service's adapters, and what surrounds them."""
 
-    def __init__(self, root: Path, base: Path, adapters: list[Path], tools: object, key: Ed25519PrivateKey) -> None:
-        self.root, self.base, self.sources, self.tools, self.key = root, base, adapters, tools, key
+    def __init__(self, root: Path, base: Path, adapters: list[Path], key: Ed25519PrivateKey) -> None:
+        self.root, self.base, self.sources, self.key = root, base, adapters, key
         self.store = root / "artifacts"
         self.store.mkdir()
         deployment = Ed25519PrivateKey.generate()
@@ -99,10 +100,7 @@ class Site:
     def publish(self, name: str = NAME, source: int = 0, **members: object) -> Path:
         """Publish as the trainer does."""
         key = members.pop("key", self.key)
-        path: Path = self.tools.publish(  # type: ignore[attr-defined]
-            self.store, name, self.sources[source], key, **members
-        )
-        return path
+        return publish(self.store, name, self.sources[source], key, **members)
 
 
 def jwk(key: Ed25519PrivateKey, kid: str, may_issue: list[str]) -> dict[str, object]:
@@ -116,10 +114,9 @@ def site(
     tmp_path: Path,
     tiny_base: Path,
     tiny_adapters: list[Path],
-    tools: object,
     trainer_key: Ed25519PrivateKey,
 ) -> Site:
-    return Site(tmp_path, tiny_base, tiny_adapters, tools, trainer_key)
+    return Site(tmp_path, tiny_base, tiny_adapters, trainer_key)
 
 
 async def refusal(work: object) -> MurmuraError:
@@ -264,9 +261,7 @@ async def test_a_manifest_of_another_adapter_is_refused(site: Site) -> None:
     assert (await refusal(use(site))).metadata["check"] == "manifest"
 
 
-async def test_files_that_differ_from_the_manifest_are_refused(
-    site: Site, tools: object, tiny_adapters: list[Path]
-) -> None:
+async def test_files_that_differ_from_the_manifest_are_refused(site: Site, tiny_adapters: list[Path]) -> None:
     target = site.publish()
     other = (tiny_adapters[1] / "adapter_model.safetensors").read_bytes()
     (target / "adapter" / "adapter_model.safetensors").write_bytes(other)
