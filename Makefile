@@ -12,7 +12,7 @@ export DEMO_DATA
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports protos codegen codegen-check pytest format lock \
-	demo demo-quick bench-accounting bench-ledger bench-train bench-utility base-model up status down clean
+	demo demo-quick bench-accounting bench-ledger bench-train bench-inference soak bench-utility base-model up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ bench-ledger: setup  ## durable bookkeeping beside a bare gRPC echo, with both s
 
 bench-train: setup  ## private fine-tuning beside plain LoRA and Opacus: tokens per second and memory
 	@$(BIN)/python -m tests.bench.train
+
+bench-inference: setup  ## the inference service beside the bare engine and vLLM's HTTP server
+	@$(BIN)/python -m tests.bench.inference
+
+soak: setup  ## the inference service at saturation, adapters coming and going; SECONDS=600
+	@$(BIN)/python -m tests.bench.soak
 
 bench-utility: setup  ## how well private models write for several epsilons, with default settings
 	@$(BIN)/python -m tests.bench.utility

@@ -65,6 +65,7 @@ _TABLE: dict[str, dict[str, frozenset[str]]] = {
         "GetAdapter": _PEOPLE,
         "ListAdapters": _PEOPLE,
         "UnloadAdapter": _ANALYST,
+        "UpdateAdapterPolicy": _STEWARD,
     },
     "murmura.api.inference.v1.InferenceService": {
         "Generate": _ANALYST,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from services.inference.engine import Engine, EngineDead, choose, make
@@ -59,25 +60,35 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
     from murmura.api.inference.v1 import inference_service_pb2_grpc
     from services.common.server import serve
     from services.common.tokens import TrustedKeys
-    from services.inference.adapters import Adapters, Base
+    from services.inference.adapters import Adapters
     from services.inference.artifacts import ArtifactStore
     from services.inference.base_models import linear_shapes, locate
+    from services.inference.bases import Base
+    from services.inference.canary import speak
     from services.inference.catalogue import Catalogue
     from services.inference.generation import Generation, Salts
     from services.inference.service import AdapterService, InferenceService
+    from services.inference.structures import Structures
     from services.inference.turns import Turns
     from services.inference.verification import Limits
 
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
         structlog.get_logger().info("engine", why=why, base_models=sorted(engines))
-        bases = {
-            name: Base(
+        bases = {}
+        for name, engine in engines.items():
+            directory = locate(settings.base_models[name.removeprefix("baseModels/")])
+            structures = None
+            if engine.structured:
+                structures = Structures(directory, settings.structure_max_seconds, settings.structure_max_memory_mib)
+                lifecycle.resources.push_async_callback(structures.close)
+            canary = partial(speak, directory, settings.adapter_canary_tokens)
+            bases[name] = Base(
                 engine,
-                linear_shapes(locate(settings.base_models[name.removeprefix("baseModels/")])),
+                linear_shapes(directory),
                 Turns(settings.for_turns()),
+                structures,
+                canary if settings.adapter_canary_tokens else None,
             )
-            for name, engine in engines.items()
-        }
         catalogue = Catalogue(settings.state_dir / "adapters.sqlite3")
         lifecycle.resources.callback(catalogue.close)
         adapters = Adapters(
@@ -90,7 +101,12 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
 
         watch = asyncio.create_task(_watch(engines, lifecycle))
         lifecycle.resources.callback(watch.cancel)
-        generation = Generation(bases, adapters, Salts(settings.state_dir / "cache_salt.key"))
+        generation = Generation(
+            bases,
+            adapters,
+            Salts(settings.state_dir / "cache_salt.key"),
+            settings.for_rules(),
+        )
         inference_service_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterService(adapters), server)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generation), server)
         return [

@@ -15,38 +15,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
 import structlog
 
+from murmura.api.inference.v1 import inference_pb2
 from services.common.errors import MurmuraError, not_found
 from services.common.tokens import Principal, TrustedKeys
 from services.inference import refusals
 from services.inference.artifacts import ArtifactStore, Manifest
+from services.inference.bases import Base
 from services.inference.catalogue import Catalogue, Record
 from services.inference.engine import Engine, EngineDead
-from services.inference.turns import Turns
+from services.inference.rights import may_see, may_use, owns
 from services.inference.verification import Limits, Rejected, verify_adapter, verify_signature
 
 _SIGNER = "worker"  # the role that only the trainer's key may issue
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Base:
-    """A base model that is served.
-
-    Attributes:
-        engine: makes its tokens.
-        shapes: module name to (out features, in features).
-        turns: at the engine.
-    """
-
-    engine: Engine
-    shapes: Mapping[str, tuple[int, int]]
-    turns: Turns = field(default_factory=Turns)
 
 
 @dataclass
@@ -91,14 +78,14 @@ class Adapters:
             MurmuraError: NOT_FOUND, in the same words whether it exists or may not be seen.
         """
         entry = self._entries.get(name)
-        if entry is None or not may_see(principal, entry.record.owner):
+        if entry is None or not may_see(principal, entry.record):
             raise not_found(name)
         return entry.record
 
     def list(self, principal: Principal) -> list[Record]:
         """Return the adapters that the caller may see, by name."""
         entries = sorted(self._entries.items())
-        return [entry.record for _, entry in entries if may_see(principal, entry.record.owner)]
+        return [entry.record for _, entry in entries if may_see(principal, entry.record)]
 
     async def load(self, name: str, principal: Principal) -> Record:
         """Verify an adapter and add it to the engine; a READY one is returned as it is.
@@ -107,9 +94,9 @@ class Adapters:
             MurmuraError: NOT_FOUND; RESOURCE_EXISTS if its content changed; ADAPTER_REJECTED.
         """
         known = self._entries.get(name)
-        if known is not None and not may_use(principal, known.record.owner):
+        if known is not None and not may_use(principal, known.record):
             raise not_found(name)
-        manifest = await self._published(name, principal)
+        manifest = await self._published(name, principal, known.record if known else None)
         if known is not None and known.record.state != "FAILED" and known.record.sha256 != manifest.sha256:
             raise MurmuraError(
                 grpc.StatusCode.ALREADY_EXISTS,
@@ -141,6 +128,24 @@ class Adapters:
         self._fly(name, self._unload(entry))
         await self._landed(name)
 
+    async def allow(self, name: str, policy: inference_pb2.AdapterPolicy, principal: Principal) -> Record:
+        """Say what is allowed with an adapter, in place of what was said before.
+
+        Raises:
+            MurmuraError: NOT_FOUND.
+        """
+        if name not in self._entries:
+            await self.load(name, principal)
+        while name in self._flights:
+            await self._landed(name)
+        entry = self._entries[name]
+        # Before the wait: whoever loses a right loses it now.
+        entry.record = replace(entry.record, policy=policy.SerializeToString(deterministic=True))
+        self._fly(name, self._settle(entry, entry.record))
+        await self._landed(name)
+        _log.info("adapter policy", adapter=name, users=list(policy.users), logprobs=policy.logprobs)
+        return entry.record
+
     @asynccontextmanager
     async def lease(self, name: str, principal: Principal) -> AsyncIterator[Record]:
         """Hold an adapter in the engine; loads it first where that was never done.
@@ -155,6 +160,9 @@ class Adapters:
                 await self._landed(name)
             if entry.record.state in ("DRAINING", "FAILED"):
                 raise refusals.not_ready(entry.record)
+        if entry is not None and not self._store.holds(entry.record.sha256):
+            # An engine that finds nothing where it reads an adapter again ends for everyone.
+            entry.added = False
         if entry is None or not entry.added:
             await self.load(name, principal)
             entry = self._entries[name]
@@ -170,17 +178,18 @@ class Adapters:
 
     def _may_use(self, name: str, principal: Principal) -> None:
         entry = self._entries.get(name)
-        if entry is None or not may_use(principal, entry.record.owner):
+        if entry is None or not may_use(principal, entry.record):
             raise not_found(name)
 
-    async def _published(self, name: str, principal: Principal) -> Manifest:
+    async def _published(self, name: str, principal: Principal, known: Record | None) -> Manifest:
         """Return a manifest whose signature holds and whose adapter the caller may use."""
         try:
             manifest = await asyncio.to_thread(self._store.manifest, name)
         except Rejected as rejected:
             # Who owns it is not known, so only a steward learns that it is there.
             raise (refusals.rejected(name, rejected) if principal.has("steward") else not_found(name)) from None
-        if manifest is None or not may_use(principal, manifest.owner):
+        granted = known is not None and principal.subject in known.allowed.users
+        if manifest is None or not (granted or owns(principal, manifest.owner)):
             raise not_found(name)
         try:
             verify_signature(manifest.raw, manifest.signature, self._keys.issuers_of(_SIGNER))
@@ -222,16 +231,19 @@ class Adapters:
             training_job=manifest.training_job,
             create_time=manifest.create_time,
             statement=manifest.statement.SerializeToString(deterministic=True),
+            policy=known.record.policy if (known := self._entries.get(name)) else b"",
         )
         entry = self._entries.setdefault(name, _Entry(record))
         before, entry.record = entry.record, record
         try:
             base = self._base(manifest.base_model)
-            directory = await asyncio.to_thread(
-                self._store.copy,
-                manifest,
-                lambda copy: verify_adapter(copy, dict(base.shapes), self._limits),
-            )
+
+            def verify(copy: Path) -> None:
+                verify_adapter(copy, dict(base.shapes), self._limits)
+                if base.canary is not None:
+                    base.canary(copy)
+
+            directory = await asyncio.to_thread(self._store.copy, manifest, verify)
             entry.record = record.now("LOADING")
             await self._add(base.engine, record, directory)
         except (MurmuraError, Rejected) as error:
@@ -278,13 +290,3 @@ class Adapters:
         if name not in self._bases:
             raise refusals.unknown_base(name, self._bases)
         return self._bases[name]
-
-
-def may_use(principal: Principal, owner: str) -> bool:
-    """Say whether someone may sample from an adapter, load it and unload it."""
-    return principal.subject == owner or principal.has("steward")
-
-
-def may_see(principal: Principal, owner: str) -> bool:
-    """Say whether someone may know of an adapter."""
-    return may_use(principal, owner) or principal.has("operator")

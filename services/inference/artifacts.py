@@ -124,6 +124,10 @@ class ArtifactStore:
         """Return the directory for the content of this digest, whether it exists or not."""
         return self._copies / digest
 
+    def holds(self, digest: str) -> bool:
+        """Say whether there is a copy of this digest; what is in it was checked when it was made."""
+        return all((self.copy_of(digest) / file).exists() for file in _COPIED)
+
     def forget(self, digest: str) -> None:
         """Remove a copy; the store keeps the original."""
         shutil.rmtree(self.copy_of(digest), ignore_errors=True)

@@ -12,6 +12,8 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from murmura.api.inference.v1 import inference_pb2
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS engine_ids (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -27,7 +29,8 @@ CREATE TABLE IF NOT EXISTS adapters (
   training_job TEXT NOT NULL,
   create_time TEXT NOT NULL,
   statement BLOB NOT NULL,
-  error BLOB NOT NULL
+  error BLOB NOT NULL,
+  policy BLOB NOT NULL
 ) STRICT;
 """
 
@@ -48,6 +51,7 @@ class Record:
         create_time: RFC 3339.
         statement: a serialized PrivacyStatement.
         error: a serialized ItemError; empty unless FAILED.
+        policy: a serialized AdapterPolicy.
     """
 
     name: str
@@ -60,6 +64,12 @@ class Record:
     create_time: str
     statement: bytes
     error: bytes = b""
+    policy: bytes = b""
+
+    @property
+    def allowed(self) -> inference_pb2.AdapterPolicy:
+        """What a steward allows."""
+        return inference_pb2.AdapterPolicy.FromString(self.policy)
 
     def now(self, state: str, error: bytes = b"") -> Record:
         """Return the same adapter in another state."""
@@ -79,6 +89,9 @@ class Catalogue:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
+        if not any(column[1] == "policy" for column in self._db.execute("PRAGMA table_info(adapters)")):
+            # Made before adapters had policies.
+            self._db.execute("ALTER TABLE adapters ADD COLUMN policy BLOB NOT NULL DEFAULT x''")
 
     def records(self) -> list[Record]:
         """Return all records."""

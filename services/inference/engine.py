@@ -64,6 +64,7 @@ class Sampling:
         stop: texts that end the output and do not appear in it.
         json_schema: a JSON schema that the output must satisfy, or empty.
         regex: a regular expression that the output must match, or empty.
+        logprobs: log-probabilities of so many tokens in each place; 0 for none.
     """
 
     max_tokens: int = 64
@@ -74,6 +75,22 @@ class Sampling:
     stop: tuple[str, ...] = ()
     json_schema: str = ""
     regex: str = ""
+    logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A token and how likely it was, before temperature and other options.
+
+    Attributes:
+        text: of the token.
+        logprob: natural logarithm of its probability.
+        likeliest: in its place, as many as were asked for.
+    """
+
+    text: str
+    logprob: float
+    likeliest: tuple[Likely, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,11 +101,13 @@ class Delta:
         text: the next text; may be empty.
         tokens: how many tokens were made since the last piece.
         finish: why the output ended; None before its last piece.
+        logprobs: of the tokens that were made, where asked for.
     """
 
     text: str
     tokens: int
     finish: Finish | None = None
+    logprobs: tuple[Likely, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,7 @@ class EngineSettings:
         max_rank: greatest LoRA rank.
         max_running: most requests that run at once.
         max_queue: most requests that wait in the engine; 0 sets no limit.
+        max_logprobs: most log-probabilities in each place that anybody may be granted.
         cpu_cache_gib: memory for the KV cache where there is no GPU.
         scratch: a directory of this service alone; None takes a temporary one.
     """
@@ -115,6 +135,7 @@ class EngineSettings:
     max_rank: int = 64
     max_running: int = 128
     max_queue: int = 256
+    max_logprobs: int = 0
     cpu_cache_gib: int = 1
     scratch: Path | None = None
 

@@ -16,17 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
+from prometheus_client import Counter
 
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.inference.v1 import inference_pb2
 from services.common.errors import MurmuraError, invalid
 from services.common.tokens import Principal
 from services.inference import refusals
-from services.inference.adapters import Adapters, Base
+from services.inference.adapters import Adapters
+from services.inference.bases import Base
 from services.inference.engine import Delta, Engine, EngineDead, EngineFull, EngineRefused, Sampling
+from services.inference.rights import Rules
 from services.inference.turns import TenantFull
 
 DEFAULT_MAX_TOKENS = 64
+# By content: who trained an adapter, what it is called and who uses it is in no series.
+_TOKENS = Counter("murmura_inference_tokens_total", "Tokens by adapter, empty for base models.", ["sha256", "kind"])
 
 
 class Salts:
@@ -61,12 +66,16 @@ class Served:
         adapter_id: None for a base model.
         statement: what is promised; None for a base model.
         salt: of the caller.
+        logprobs: that are granted.
+        digest: of the adapter's manifest; empty for a base model.
     """
 
     base: Base
     adapter_id: int | None
     statement: privacy_pb2.PrivacyStatement | None
     salt: str
+    logprobs: int = 0
+    digest: str = ""
 
     @property
     def engine(self) -> Engine:
@@ -81,12 +90,20 @@ class Generation:
         bases: `baseModels/<id>` to what serves it.
         adapters: the fine-tuned ones.
         salts: of tenants.
+        rules: what the operator allows.
     """
 
-    def __init__(self, bases: Mapping[str, Base], adapters: Adapters, salts: Salts) -> None:
+    def __init__(
+        self,
+        bases: Mapping[str, Base],
+        adapters: Adapters,
+        salts: Salts,
+        rules: Rules,
+    ) -> None:
         self._bases = bases
         self._adapters = adapters
         self._salts = salts
+        self._rules = rules
 
     @asynccontextmanager
     async def served(self, model: str, principal: Principal) -> AsyncIterator[Served]:
@@ -97,11 +114,16 @@ class Generation:
         """
         salt = self._salts.of(principal.subject)
         if model.startswith("baseModels/"):
+            if not self._rules.base_roles & principal.roles:
+                raise refusals.not_for_roles("Base models", self._rules.base_roles)
             yield Served(self._base(model), None, None, salt)
             return
         async with self._adapters.lease(model, principal) as record:
             statement = privacy_pb2.PrivacyStatement.FromString(record.statement)
-            yield Served(self._base(record.base_model), record.engine_id, statement, salt)
+            if statement.unlimited and not self._rules.unlimited_roles & principal.roles:
+                raise refusals.not_for_roles("Adapters trained without privacy", self._rules.unlimited_roles)
+            granted = min(record.allowed.logprobs, self._rules.max_logprobs)
+            yield Served(self._base(record.base_model), record.engine_id, statement, salt, granted, record.sha256)
 
     async def prompt(self, served: Served, text: str, sampling: Sampling) -> tuple[list[int], Sampling]:
         """Return the tokens of a prompt, and the options cut to the room that it leaves.
@@ -129,28 +151,31 @@ class Generation:
         Raises:
             MurmuraError: TENANT_LIMIT, OVERLOADED, ENGINE_DEAD, or a refusal of an option.
         """
+        _TOKENS.labels(served.digest, "prompt").inc(len(tokens))
+        made = _TOKENS.labels(served.digest, "completion")
         # The salt stands for the tenant.
         with self._translated():
             async with served.base.turns.turn(served.salt, served.adapter_id):
                 pieces = served.engine.generate(tokens, sampling, served.adapter_id, served.salt)
                 async with aclosing(pieces):
                     async for piece in pieces:
+                        made.inc(piece.tokens)
                         yield piece
 
-    def sampling(self, options: inference_pb2.SamplingOptions, served: Served) -> Sampling:
-        """Return what the engine understands of the options.
+    async def sampling(self, options: inference_pb2.SamplingOptions, served: Served) -> Sampling:
+        """Return what the engine understands of the options; a structure is tried out first.
 
         Raises:
-            MurmuraError: LOGPROBS_NOT_GRANTED, NOT_IN_THIS_RELEASE.
+            MurmuraError: LOGPROBS_NOT_GRANTED, NOT_IN_THIS_RELEASE, INVALID_REQUEST.
         """
-        if options.logprobs:
+        if options.logprobs > served.logprobs:
             # Log-probabilities of base and adapter together are the strongest sign of membership
             # (arXiv 2507.18302).
             raise MurmuraError(
                 grpc.StatusCode.PERMISSION_DENIED,
                 "LOGPROBS_NOT_GRANTED",
-                "Log-probabilities are not granted for this model: nothing tells more about its "
-                "training data. Leave `logprobs` out.",
+                f"{served.logprobs or 'No'} log-probabilities are granted for this model, for nothing tells more about "
+                "its training data. Leave `logprobs` out or at that, or ask a steward.",
             )
         structure = options.WhichOneof("structure")
         if structure and not served.engine.structured:
@@ -160,7 +185,7 @@ class Generation:
                 f"{structure} takes the vLLM engine; this deployment runs {served.engine.name}.",
                 {"feature": structure},
             )
-        return Sampling(
+        sampling = Sampling(
             max_tokens=options.max_tokens if options.HasField("max_tokens") else DEFAULT_MAX_TOKENS,
             temperature=options.temperature if options.HasField("temperature") else 1.0,
             top_p=options.top_p if options.HasField("top_p") else 1.0,
@@ -169,7 +194,12 @@ class Generation:
             stop=tuple(text for text in options.stop if text),
             json_schema=options.json_schema,
             regex=options.regex,
+            logprobs=options.logprobs,
         )
+        if structure and served.base.structures is not None:
+            with self._translated():
+                await served.base.structures.check(sampling, served.salt)
+        return sampling
 
     def _base(self, name: str) -> Base:
         if name not in self._bases:

@@ -22,6 +22,17 @@ def unknown_base(name: str, bases: Iterable[str]) -> MurmuraError:
     )
 
 
+def not_for_roles(what: str, roles: Iterable[str]) -> MurmuraError:
+    """Return the refusal of a kind of model to someone whose roles do not allow it."""
+    allowed = ", ".join(sorted(roles)) or "nobody"
+    return MurmuraError(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "ROLE_DENIED",
+        f"{what} may be used here by: {allowed}. Use another model, or ask the operator.",
+        {"method": "Generate", "allowed_roles": allowed},
+    )
+
+
 def rejected(name: str, cause: Rejected) -> MurmuraError:
     """Return the refusal of an adapter that failed a check."""
     return MurmuraError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from services.common.errors import MurmuraError, unknown
 from services.common.pages import page
 from services.inference.adapters import Adapters
 from services.inference.catalogue import Record
-from services.inference.engine import Finish, Sampling
+from services.inference.engine import Finish, Likely, Sampling
 from services.inference.generation import Generation, Served
 
 BATCH_WIDTH = 32
@@ -60,6 +60,13 @@ class AdapterService(inference_service_pb2_grpc.AdapterServiceServicer):
         await self._adapters.unload(request.name, current_principal())
         return messages.UnloadAdapterResponse()
 
+    async def UpdateAdapterPolicy(
+        self, request: messages.UpdateAdapterPolicyRequest, context: Any
+    ) -> messages.UpdateAdapterPolicyResponse:
+        """Say what is allowed with an adapter."""
+        record = await self._adapters.allow(request.name, request.policy, current_principal())
+        return messages.UpdateAdapterPolicyResponse(adapter=adapter_message(record))
+
 
 class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     """Makes text.
@@ -74,7 +81,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: messages.GenerateRequest, context: Any) -> messages.GenerateResponse:
         """Make one completion."""
         async with self._generation.served(request.model, current_principal()) as served:
-            sampling = self._generation.sampling(request.options, served)
+            sampling = await self._generation.sampling(request.options, served)
             return await self._complete(served, request.prompt, sampling)
 
     async def StreamGenerate(
@@ -83,19 +90,19 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         """Make one completion, piece by piece."""
         asked = request.request
         async with self._generation.served(asked.model, current_principal()) as served:
-            sampling = self._generation.sampling(asked.options, served)
+            sampling = await self._generation.sampling(asked.options, served)
             tokens, sampling = await self._generation.prompt(served, asked.prompt, sampling)
             made = 0
             async with aclosing(self._generation.stream(served, tokens, sampling)) as pieces:
                 async for piece in pieces:
                     made += piece.tokens
-                    response = messages.StreamGenerateResponse(text=piece.text)
+                    response = messages.StreamGenerateResponse(text=piece.text, logprobs=_logprobs(piece.logprobs))
                     if piece.finish is not None:
                         response.finish_reason = _FINISH[piece.finish]
                         response.usage.CopyFrom(_usage(tokens, made))
                         if served.statement is not None:
                             response.statement.CopyFrom(served.statement)
-                    if piece.text or piece.finish is not None:
+                    if piece.text or piece.logprobs or piece.finish is not None:
                         yield response
 
     async def BatchGenerate(
@@ -103,7 +110,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[messages.BatchGenerateResponse]:
         """Make many completions; the engine runs them together."""
         async with self._generation.served(request.model, current_principal()) as served:
-            sampling = self._generation.sampling(request.options, served)
+            sampling = await self._generation.sampling(request.options, served)
             left = iter(enumerate(request.prompts))
             done: asyncio.Queue[messages.BatchGenerateResponse] = asyncio.Queue(maxsize=BATCH_WIDTH)
 
@@ -144,10 +151,12 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def _complete(self, served: Served, prompt: str, sampling: Sampling) -> messages.GenerateResponse:
         tokens, sampling = await self._generation.prompt(served, prompt, sampling)
         texts, made, finish = [], 0, None
+        logprobs: list[Likely] = []
         async with aclosing(self._generation.stream(served, tokens, sampling)) as pieces:
             async for piece in pieces:
                 texts.append(piece.text)
                 made += piece.tokens
+                logprobs += piece.logprobs
                 finish = piece.finish
         if finish is None:
             raise RuntimeError("the engine ended a completion without saying why")
@@ -156,6 +165,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             finish_reason=_FINISH[finish],
             usage=_usage(tokens, made),
             statement=served.statement,
+            logprobs=_logprobs(logprobs),
         )
 
 
@@ -169,11 +179,19 @@ def adapter_message(record: Record) -> inference_pb2.Adapter:
         statement=privacy_pb2.PrivacyStatement.FromString(record.statement),
         owner=record.owner,
         training_job=record.training_job,
+        policy=record.allowed,
     )
     message.create_time.FromJsonString(record.create_time)
     if record.error:
         message.error.CopyFrom(errors_pb2.ItemError.FromString(record.error))
     return message
+
+
+def _logprobs(made: Iterable[Likely]) -> list[inference_pb2.TokenLogprob]:
+    return [
+        inference_pb2.TokenLogprob(token=one.text, logprob=one.logprob, likeliest=_logprobs(one.likeliest))
+        for one in made
+    ]
 
 
 def _usage(prompt: list[int], made: int) -> inference_pb2.Usage:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from services.common.config import ServiceSettings
 from services.inference.engine import EngineSettings
+from services.inference.rights import Rules
 from services.inference.turns import TurnLimits
 
 
@@ -14,6 +15,12 @@ class InferenceSettings(ServiceSettings):
 
     base_models: dict[str, str] = Field(min_length=1, description="JSON: public name to directory or hub id")
     artifacts: str = Field(description="directory or fsspec URL of the artifact store")
+    base_model_roles: frozenset[str] = Field(
+        frozenset({"analyst", "steward"}), description="JSON: roles that may use base models"
+    )
+    unlimited_adapter_roles: frozenset[str] = Field(
+        frozenset({"analyst", "steward"}), description="JSON: roles that may use adapters trained without privacy"
+    )
     engine: str = Field("auto", pattern="^(auto|vllm|transformers)$")
     engine_dtype: str = Field("auto", pattern="^(auto|float32|bfloat16)$")
     engine_max_context: int = Field(0, ge=0, description="tokens; 0: the model's own")
@@ -22,11 +29,19 @@ class InferenceSettings(ServiceSettings):
     engine_max_rank: int = Field(64, ge=1, le=512, description="greatest LoRA rank")
     engine_max_running: int = Field(128, ge=1, description="requests that run at once")
     engine_max_queue: int = Field(256, ge=0, description="requests that wait in the engine; 0: no limit")
+    engine_max_logprobs: int = Field(
+        0, ge=0, le=20, description="log-probabilities that a steward may grant; 0 keeps them off in the engine itself"
+    )
     tenant_max_running: int = Field(64, ge=1, description="requests of one tenant that run at once")
     tenant_max_waiting: int = Field(512, ge=0, description="requests of one tenant that wait")
     engine_cpu_cache_gib: int = Field(1, ge=1, description="KV cache where there is no GPU")
+    structure_max_seconds: float = Field(1.0, gt=0, le=60, description="for a JSON schema or regex to be compiled")
+    structure_max_memory_mib: int = Field(1024, ge=64, description="for the same")
     adapter_norm_bound: float = Field(
         1e4, gt=0, description="bound on the Frobenius norm of what an adapter adds to a matrix"
+    )
+    adapter_canary_tokens: int = Field(
+        8, ge=0, description="said outside the engine first; 0 where memory cannot hold the base model twice"
     )
     adapter_max_bytes: int = Field(2 << 30, ge=1, description="greatest size of an adapter file")
 
@@ -39,6 +54,10 @@ class InferenceSettings(ServiceSettings):
             adapters=self.engine_max_adapters,
         )
 
+    def for_rules(self) -> Rules:
+        """Return what the operator allows."""
+        return Rules(self.base_model_roles, self.unlimited_adapter_roles, self.engine_max_logprobs)
+
     def for_engine(self) -> EngineSettings:
         """Return what an engine is told."""
         return EngineSettings(
@@ -49,6 +68,7 @@ class InferenceSettings(ServiceSettings):
             max_rank=self.engine_max_rank,
             max_running=self.engine_max_running,
             max_queue=self.engine_max_queue,
+            max_logprobs=self.engine_max_logprobs,
             cpu_cache_gib=self.engine_cpu_cache_gib,
             scratch=self.state_dir / "engine",
         )

@@ -28,6 +28,7 @@ from services.inference.engine import (
     EngineRefused,
     EngineSettings,
     Finish,
+    Likely,
     Sampling,
     encode,
     warm_up,
@@ -250,8 +251,17 @@ class TransformersEngine:
             finish = Finish.LENGTH
         if finish and not stopped:
             text += request.text.rest()
-        request.put(Delta(text, 1, finish))
+        request.put(Delta(text, 1, finish, self._likely(output.logits[0, -1], token, request.sampling.logprobs)))
         return finish is None
+
+    def _likely(self, logits: torch.Tensor, token: int, most: int) -> tuple[Likely, ...]:
+        if not most:
+            return ()
+        scores = logits.float().log_softmax(-1)
+        best = scores.topk(most)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        likeliest = tuple(Likely(self._tokenizer.decode([one]), score) for one, score in pairs)
+        return (Likely(self._tokenizer.decode([token]), float(scores[token]), likeliest),)
 
     def _choose(self, adapter_id: int | None) -> None:
         if adapter_id == self._current or not isinstance(self._model, PeftModel):

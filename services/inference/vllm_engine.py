@@ -5,7 +5,7 @@ imported, which makes a start three times quicker; a fork must come before any t
 service starts the engine before gRPC. vLLM dies when a request names an adapter that was never
 added; this module refuses such a request instead. Prefix caching stays on and every request carries
 a salt, without which the cache's timing tells tenants each other's prompts (arXiv 2502.07776).
-Log-probabilities are off in the engine itself.
+Log-probabilities are off in the engine itself, unless the operator lets stewards grant them.
 
 On a CPU, vLLM 0.32 marks a request without an adapter by the index -1, and its torch kernels then
 take the last adapter slot: in a batch with other tenants, the base model answers with an adapter
@@ -36,6 +36,7 @@ from services.inference.engine import (
     EngineRefused,
     EngineSettings,
     Finish,
+    Likely,
     Sampling,
     encode,
     warm_up,
@@ -68,8 +69,9 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Start the engine's process, load the base model, make one token."""
-        _environment(self._settings)
+        set_environment(self._settings)
         from vllm import AsyncEngineArgs
+        from vllm.config import StructuredOutputsConfig
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -87,7 +89,9 @@ class VllmEngine:
             "max_loras": self._settings.max_adapters,
             "max_cpu_loras": max(self._settings.max_resident_adapters, self._settings.max_adapters),
             "max_lora_rank": next(rank for rank in _RANKS if rank >= self._settings.max_rank),
-            "max_logprobs": 0,
+            "max_logprobs": self._settings.max_logprobs,
+            # That in which structures are tried out; else vLLM would choose another for some of them.
+            "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
             "enable_prefix_caching": True,
             "enable_log_requests": False,
             "disable_log_stats": True,
@@ -161,7 +165,7 @@ class VllmEngine:
                         if piece.finish_reason not in ("stop", "length"):
                             raise RuntimeError("vLLM ended an output without a reason that it documents")
                         finish = Finish(piece.finish_reason)
-                    yield Delta(piece.text, len(piece.token_ids), finish)
+                    yield Delta(piece.text, len(piece.token_ids), finish, _likely(piece, sampling.logprobs))
         except EngineDeadError:
             raise EngineDead from None
         except (QueueOverflowError, MaxQueuedTokensError):
@@ -214,7 +218,20 @@ def _parameters(sampling: Sampling) -> Any:
         stop=list(sampling.stop),
         structured_outputs=structure,
         output_kind=RequestOutputKind.DELTA,
+        logprobs=sampling.logprobs or None,
     )
+
+
+def _likely(piece: Any, most: int) -> tuple[Likely, ...]:
+    """Return the log-probabilities of a piece; vLLM lists the token that was made besides the likeliest."""
+    if not most:
+        return ()
+    made = []
+    for token, place in zip(piece.token_ids, piece.logprobs, strict=True):
+        ordered = sorted((one for one in place.values() if one.rank <= most), key=lambda one: int(one.rank))
+        likeliest = tuple(Likely(one.decoded_token or "", one.logprob) for one in ordered)
+        made.append(Likely(place[token].decoded_token or "", place[token].logprob, likeliest))
+    return tuple(made)
 
 
 def _write_zeros(directory: Path, shapes: dict[str, tuple[int, int]]) -> None:
@@ -234,7 +251,7 @@ def _write_zeros(directory: Path, shapes: dict[str, tuple[int, int]]) -> None:
     )
 
 
-def _environment(settings: EngineSettings) -> None:
+def set_environment(settings: EngineSettings) -> None:
     """Set what vLLM reads from the environment; what the operator set stays."""
     for name, value in {
         "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_cache_gib),

@@ -163,6 +163,9 @@ def test_story_with_every_service_killed_once(layout: Layout, tmp_path: Path) ->
     assert promised["epsilon"] == private.statement.epsilon
     assert client.account("notes") == spent
 
+    shared = steward.allow(private.job.adapter, users=["colleague@local"])
+    assert list(shared.policy.users) == ["colleague@local"] and shared.owner == client.subject
+
     before, jobs = client.account("notes"), {job.name for job in client.jobs()}
     again = murmura.eval(LLM("tiny", client).fit(frame, **wish), target_epsilon=EPSILON)
     assert again.job is not None

@@ -16,6 +16,7 @@ from typing import Any
 
 from services.inference.engine import Engine, EngineRefused, EngineSettings, Sampling, make
 
+SLOTS = 8
 GREEDY = Sampling(max_tokens=24, temperature=0)
 
 
@@ -99,6 +100,26 @@ async def drive(engine: Engine, prompts: list[str], adapters: list[Path]) -> dic
     seen["third"] = [await text(engine, prompt, GREEDY, 3) for prompt in prompts]
     seen["base_again"] = [await text(engine, prompt, GREEDY) for prompt in prompts]
 
+    # All slots taken at once; then more adapters than memory keeps, each of them used again.
+    await engine.remove_adapter(3)
+    for n, adapter in enumerate(adapters):
+        await engine.add_adapter(10 + n, f"many{n}", adapter)
+    first = [None, *range(10, 10 + SLOTS)]
+    seen["full"] = [
+        said[0] for said in await asyncio.gather(*(text(engine, prompts[0], GREEDY, adapter) for adapter in first))
+    ]
+    seen["evicted"] = [
+        (await text(engine, prompts[1], GREEDY, 10 + n))[0] for _ in range(2) for n in range(len(adapters))
+    ]
+
+    how = Sampling(max_tokens=5, temperature=0, logprobs=3)
+    pieces = [piece async for piece in engine.generate(await engine.tokenize(prompts[0]), how, 10, "salt")]
+    seen["logprobs"] = [
+        [one.text, one.logprob, [(other.text, other.logprob) for other in one.likeliest]]
+        for piece in pieces
+        for one in piece.logprobs
+    ]
+
     constrained = Sampling(24, 1.0, seed=1, regex="(yes|no), [0-9]{3}")
     seen["structured"] = engine.structured
     try:
@@ -117,7 +138,11 @@ async def main() -> None:
     """Start the engine that the arguments name, drive it, print."""
     job = json.loads(sys.stdin.read())
     started = time.monotonic()
-    engine = make(job["engine"], job["base"], EngineSettings(dtype="float32", max_adapters=2))
+    engine = make(
+        job["engine"],
+        job["base"],
+        EngineSettings("float32", max_adapters=SLOTS, max_resident_adapters=SLOTS, max_logprobs=3),
+    )
     await engine.start()
     seconds = time.monotonic() - started
     seen = await drive(engine, job["prompts"], [Path(path) for path in job["adapters"]])

@@ -16,6 +16,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.random_models import make_adapter
+
 PROMPTS = ["The patient", "a", "0123456789 and so on, and so on"]
 NO_VLLM = "vLLM is not installed here; the transformers engine is tested alone"
 ENGINES = [
@@ -30,18 +32,24 @@ ENGINES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("ten")
+    return [make_adapter(tiny_base, root / str(seed), seed) for seed in range(10)]
+
+
 @pytest.fixture(scope="module", params=ENGINES)
 def seen(
     request: pytest.FixtureRequest,
     tiny_base: Path,
-    tiny_adapters: list[Path],
+    adapters: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     """What the driver saw of one engine."""
     job = {
         "engine": request.param,
         "base": str(tiny_base),
-        "adapters": [str(path) for path in tiny_adapters],
+        "adapters": [str(path) for path in adapters],
         "prompts": PROMPTS,
     }
     errors = tmp_path_factory.mktemp("driver") / "stderr"
@@ -69,7 +77,7 @@ def seen(
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_base: Path, tiny_adapters: list[Path]) -> Any:
+def reference(tiny_base: Path, adapters: list[Path]) -> Any:
     """Greedy text by `generate` of transformers; adapter 0 is the base model."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
 
@@ -77,7 +85,7 @@ def reference(tiny_base: Path, tiny_adapters: list[Path]) -> Any:
     def text(adapter: int, prompt: str, most: int = 24) -> str:
         model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         if adapter:
-            model = PeftModel.from_pretrained(model, tiny_adapters[adapter - 1])
+            model = PeftModel.from_pretrained(model, adapters[adapter - 1])
         ids = tokenizer(prompt, return_tensors="pt")
         with torch.inference_mode():
             out = model.eval().generate(**ids, max_new_tokens=most, do_sample=False)
@@ -110,6 +118,31 @@ def test_an_adapter_that_arrives_while_another_request_streams_is_the_reference(
 
 def test_base_and_adapters_in_one_batch_do_not_mix(seen: dict[str, Any], reference: Any) -> None:
     assert seen["mixed"] == [reference(adapter, p) for adapter in range(3) for p in PROMPTS]
+
+
+def test_eight_adapters_and_the_base_in_one_batch_do_not_mix(seen: dict[str, Any], reference: Any) -> None:
+    assert seen["full"] == [reference(adapter, PROMPTS[0]) for adapter in range(9)]
+
+
+def test_more_adapters_than_memory_keeps_are_read_again(seen: dict[str, Any], reference: Any) -> None:
+    assert seen["evicted"] == 2 * [reference(adapter, PROMPTS[1]) for adapter in range(1, 11)]
+
+
+def test_log_probabilities_are_the_references(
+    seen: dict[str, Any], tiny_base: Path, adapters: list[Path], reference: Any
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), adapters[0]).eval()
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    assert "".join(text for text, *_ in seen["logprobs"]) == reference(1, PROMPTS[0])[:5]
+    for text, logprob, likeliest in seen["logprobs"]:
+        with torch.inference_mode():
+            best = model(input_ids=ids).logits[0, -1].log_softmax(-1).topk(3)
+        assert [other for other, _ in likeliest] == tokenizer.batch_decode(best.indices[:, None])
+        assert [other for _, other in likeliest] == pytest.approx(best.values.tolist(), abs=1e-3)
+        # Greedy: the likeliest is what was made.
+        assert (text, logprob) == tuple(likeliest[0])
+        ids = torch.cat([ids, best.indices[None, :1]], dim=1)
 
 
 def test_output_arrives_in_pieces(seen: dict[str, Any]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,7 +62,7 @@ def service(
                 statement,
             ),
         )
-    few = {"ENGINE_MAX_RUNNING": "6", "TENANT_MAX_RUNNING": "4", "TENANT_MAX_WAITING": "20"}
+    few = {"ENGINE_MAX_RUNNING": "6", "TENANT_MAX_RUNNING": "4", "TENANT_MAX_WAITING": "20", "ENGINE_MAX_LOGPROBS": "2"}
     service = deploy(root, request.param, tiny_base, trainer_key, **few)
     yield service
     service.process.kill()
@@ -160,6 +162,62 @@ def test_what_is_not_granted_is_refused(service: Service, options: dict[str, Any
     other = "FIELD_RULES" if service.engine == "vllm" else "NOT_IN_THIS_RELEASE"
     seen = status_pb2.Status.FromString(refusal(error.value)[2])
     assert (reason or other) in str(seen)
+
+
+def allowing(name: str, policy: inference_pb2.AdapterPolicy) -> messages.UpdateAdapterPolicyRequest:
+    return messages.UpdateAdapterPolicyRequest(request_id=str(uuid.uuid4()), name=name, policy=policy)
+
+
+def test_a_steward_grants_an_adapter_and_its_log_probabilities(service: Service) -> None:
+    ana, bob, steward = service.stub(), service.stub("bob@local"), service.stub("steward@local", "steward")
+    name = "adapters/a0"
+    granted = inference_pb2.AdapterPolicy(users=["bob@local"], logprobs=2)
+    with pytest.raises(grpc.RpcError) as error:
+        ana.UpdateAdapterPolicy(allowing(name, granted))
+    assert refusal(error.value)[:2] == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_DENIED")
+    answer = steward.UpdateAdapterPolicy(allowing(name, granted))
+    assert answer.adapter.policy == granted
+    said = bob.Generate(asked(name, logprobs=2))
+    assert said == ana.Generate(asked(name, logprobs=2))
+    assert len(said.logprobs) == said.usage.completion_tokens
+    assert "".join(one.token for one in said.logprobs) == said.text
+    assert all(len(one.likeliest) == 2 and one.logprob == one.likeliest[0].logprob for one in said.logprobs)
+    pieces = bob.StreamGenerate(messages.StreamGenerateRequest(request=asked(name, logprobs=2)))
+    assert [one for piece in pieces for one in piece.logprobs] == list(said.logprobs)
+    for model, most in ((name, 3), ("adapters/a1", 1), ("baseModels/tiny", 1)):
+        with pytest.raises(grpc.RpcError) as error:
+            ana.Generate(asked(model, logprobs=most))
+        assert refusal(error.value)[1] == "LOGPROBS_NOT_GRANTED"
+    nothing = inference_pb2.AdapterPolicy()
+    steward.UpdateAdapterPolicy(allowing(name, nothing))
+    with pytest.raises(grpc.RpcError) as error:
+        bob.Generate(asked(name))
+    assert refusal(error.value)[0] is grpc.StatusCode.NOT_FOUND
+
+
+CATASTROPHES = [
+    {"regex": "(.*.*)*" * 250},
+    {"json_schema": json.dumps({"anyOf": [{"type": "string", "pattern": ".{0,900}" * 20}] * 80})},
+]
+
+
+def test_a_catastrophic_expression_is_refused_and_nobody_else_notices(service: Service) -> None:
+    if service.engine != "vllm":
+        pytest.skip("the transformers engine constrains no output")
+    ana, bob = service.stub(), service.stub("bob@local")
+    bob.Generate(asked("baseModels/tiny", regex="yes|no"))  # what tries structures out has started
+    with ThreadPoolExecutor() as threads:
+        hostile = [threads.submit(ana.Generate, asked("baseModels/tiny", **bad)) for bad in CATASTROPHES]
+        # Both are at it while another tenant is served.
+        started = time.monotonic()
+        answer = bob.Generate(asked("baseModels/tiny", "b", max_tokens=32))
+        assert time.monotonic() - started < 2
+        assert answer.usage.completion_tokens > 0
+        for one in hostile:
+            problem = one.exception()
+            assert isinstance(problem, grpc.RpcError)
+            assert refusal(problem)[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_RULES")
+    assert bob.Generate(asked("baseModels/tiny", regex="yes|no")).text in ("yes", "no")
 
 
 def test_an_unloaded_adapter_comes_back_by_loading_it(service: Service) -> None:

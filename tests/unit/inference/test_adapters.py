@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import shutil
+import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import load_file
 
+from murmura.api.inference.v1.inference_pb2 import AdapterPolicy
 from services.common.errors import MurmuraError
 from services.common.tokens import Principal, TrustedKeys
-from services.inference.adapters import Adapters, Base
+from services.inference.adapters import Adapters
 from services.inference.artifacts import ArtifactStore
 from services.inference.base_models import linear_shapes
+from services.inference.bases import Base
 from services.inference.catalogue import Catalogue
 from services.inference.engine import Delta, EngineDead, Sampling
-from services.inference.verification import Limits
+from services.inference.verification import Limits, Rejected
 from tests.support.random_models import publish
 
 ANA = Principal("ana@local", frozenset({"analyst"}))
@@ -84,7 +87,15 @@ class Site:
         keys = [jwk(key, "trainer", ["worker"]), jwk(deployment, "deployment", ["analyst"])]
         self.deployment = deployment
         (root / "trusted.json").write_text(json.dumps({"keys": keys}))
+        self.heard: list[Path] = []
+        self.bad = False
         self.start()
+
+    def canary(self, adapter: Path) -> None:
+        """Stand in for a computation that takes seconds."""
+        self.heard.append(adapter)
+        if self.bad:
+            raise Rejected("canary", "it computes what is not finite")
 
     def start(self) -> None:
         """Start, or start again with a new engine."""
@@ -93,7 +104,7 @@ class Site:
             Catalogue(self.root / "adapters.sqlite3"),
             ArtifactStore(str(self.store), self.root / "copies", 1 << 20),
             TrustedKeys(self.root / "trusted.json"),
-            {"baseModels/tiny": Base(self.engine, linear_shapes(self.base))},
+            {"baseModels/tiny": Base(self.engine, linear_shapes(self.base), canary=self.canary)},
             Limits(),
         )
 
@@ -275,6 +286,18 @@ async def test_files_that_differ_from_the_manifest_are_refused(site: Site, tiny_
     await use(site)
 
 
+async def test_an_adapter_speaks_outside_the_engine_before_it_is_added(site: Site) -> None:
+    site.publish()
+    site.bad = True
+    assert (await refusal(use(site))).metadata["check"] == "canary"
+    assert len(site.heard) == 1
+    assert not site.engine.calls
+    site.bad = False
+    await site.adapters.load(NAME, ANA)
+    await use(site)
+    assert len(site.heard) == 2
+
+
 async def test_a_copy_that_was_changed_on_disk_is_not_served_after_a_restart(site: Site) -> None:
     site.publish()
     copy = site.engine.present[await use(site)]
@@ -284,6 +307,18 @@ async def test_a_copy_that_was_changed_on_disk_is_not_served_after_a_restart(sit
     site.start()
     assert (await refusal(use(site))).metadata["check"] == "digest"
     assert not site.engine.calls
+
+
+async def test_a_copy_that_vanished_is_made_again_before_the_engine_is_asked(site: Site) -> None:
+    site.publish()
+    copy = site.engine.present[await use(site)]
+    shutil.rmtree(copy)
+    async with site.adapters.lease(NAME, ANA) as record:
+        assert (copy / "adapter_model.safetensors").exists()
+        assert site.engine.calls == [("add", record.engine_id)] * 2
+    shutil.rmtree(copy)
+    shutil.rmtree(site.store / "one")
+    assert (await refusal(use(site))).reason == "RESOURCE_NOT_FOUND"
 
 
 async def test_a_dead_engine_is_not_the_adapters_fault(site: Site) -> None:
@@ -299,6 +334,36 @@ async def test_a_dead_engine_is_not_the_adapters_fault(site: Site) -> None:
 async def test_an_adapter_of_a_base_model_that_is_not_served_is_refused(site: Site) -> None:
     site.publish(base_model="baseModels/other")
     assert (await refusal(use(site))).reason == "BASE_MODEL_UNKNOWN"
+
+
+async def test_a_steward_lets_others_use_an_adapter_and_takes_it_back(site: Site) -> None:
+    site.publish()
+    assert (await refusal(use(site, BOB))).reason == "RESOURCE_NOT_FOUND"
+    # It was published and never loaded: the policy is kept all the same.
+    record = await site.adapters.allow(NAME, AdapterPolicy(users=[BOB.subject], logprobs=3), STEWARD)
+    assert record.allowed.logprobs == 3
+    await use(site, BOB)
+    assert [record.name for record in site.adapters.list(BOB)] == [NAME]
+    await site.adapters.unload(NAME, BOB)
+    site.start()
+    await site.adapters.load(NAME, BOB)
+    assert site.adapters.get(NAME, BOB).allowed.logprobs == 3
+    await site.adapters.allow(NAME, AdapterPolicy(), STEWARD)
+    for attempt in (use(site, BOB), site.adapters.load(NAME, BOB), site.adapters.unload(NAME, BOB)):
+        assert (await refusal(attempt)).reason == "RESOURCE_NOT_FOUND"
+    assert not site.adapters.list(BOB)
+    await use(site)
+
+
+async def test_a_catalogue_from_before_there_were_policies_is_taken_up(site: Site) -> None:
+    site.publish()
+    before = await use(site)
+    with sqlite3.connect(site.root / "adapters.sqlite3") as older:
+        older.execute("ALTER TABLE adapters DROP COLUMN policy")
+    site.start()
+    assert await use(site) == before
+    await site.adapters.allow(NAME, AdapterPolicy(users=[BOB.subject]), STEWARD)
+    await use(site, BOB)
 
 
 async def test_a_new_manifest_does_not_change_whose_adapter_it_is(site: Site) -> None:

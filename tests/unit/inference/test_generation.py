@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY, generate_latest
 
+from murmura.api.common.v1 import privacy_pb2
 from murmura.api.inference.v1 import inference_pb2
 from services.common.errors import MurmuraError, invalid
 from services.common.tokens import Principal
-from services.inference.adapters import Adapters, Base
+from services.inference.adapters import Adapters
+from services.inference.bases import Base
+from services.inference.catalogue import Record
 from services.inference.engine import (
     Delta,
     EngineDead,
@@ -24,9 +29,11 @@ from services.inference.engine import (
     encode,
 )
 from services.inference.generation import Generation, Salts
+from services.inference.rights import Rules
 from services.inference.turns import TurnLimits, Turns
 
 ANA = Principal("ana@local", frozenset({"analyst"}))
+NO_LIMITS = Rules()
 BOB = Principal("bob@local", frozenset({"analyst"}))
 
 
@@ -58,10 +65,10 @@ class SaltEngine:
         return list(range(len(text)))
 
 
-def site(tmp_path: Path) -> tuple[Generation, SaltEngine]:
+def site(tmp_path: Path, adapters: Any = None, rules: Rules = NO_LIMITS) -> tuple[Generation, SaltEngine]:
     engine = SaltEngine()
     bases = {"baseModels/tiny": Base(cast(Any, engine), {})}
-    return Generation(bases, cast(Adapters, None), Salts(tmp_path / "salt")), engine
+    return Generation(bases, cast(Adapters, adapters), Salts(tmp_path / "salt"), rules), engine
 
 
 async def run(generation: Generation, who: Principal) -> str:
@@ -142,13 +149,71 @@ async def test_options_that_are_not_granted_or_not_here_are_refused(tmp_path: Pa
             ({"regex": "a"}, "NOT_IN_THIS_RELEASE"),
         ):
             with pytest.raises(MurmuraError) as error:
-                generation.sampling(inference_pb2.SamplingOptions(**cast(Any, options)), served)
+                await generation.sampling(inference_pb2.SamplingOptions(**cast(Any, options)), served)
             assert error.value.reason == reason
-        default = generation.sampling(inference_pb2.SamplingOptions(), served)
+        default = await generation.sampling(inference_pb2.SamplingOptions(), served)
         assert default == Sampling(max_tokens=64, temperature=1.0)
-        assert generation.sampling(inference_pb2.SamplingOptions(temperature=0, seed=0), served) == Sampling(
+        assert await generation.sampling(inference_pb2.SamplingOptions(temperature=0, seed=0), served) == Sampling(
             temperature=0, seed=0
         )
+
+
+async def test_a_base_model_is_for_roles_that_the_operator_names(tmp_path: Path) -> None:
+    generation, _ = site(tmp_path, rules=Rules(base_roles=frozenset({"steward"})))
+    with pytest.raises(MurmuraError) as error:
+        async with generation.served("baseModels/tiny", ANA):
+            raise AssertionError
+    assert (error.value.reason, error.value.metadata["allowed_roles"]) == ("ROLE_DENIED", "steward")
+    async with generation.served("baseModels/tiny", replace(ANA, roles=frozenset({"steward"}))) as served:
+        assert served.digest == ""
+
+
+class OneAdapter:
+    """Leases one adapter, trained without privacy, whose policy grants five log-probabilities."""
+
+    @asynccontextmanager
+    async def lease(self, name: str, principal: Principal) -> AsyncGenerator[Record, None]:
+        statement = privacy_pb2.PrivacyStatement(unlimited=True).SerializeToString()
+        policy = inference_pb2.AdapterPolicy(logprobs=5).SerializeToString()
+        yield Record(name, "READY", 1, "digest", "baseModels/tiny", "ana@local", "job", "", statement, policy=policy)
+
+
+async def test_adapters_without_privacy_are_for_roles_that_the_operator_names(tmp_path: Path) -> None:
+    rules = Rules(unlimited_roles=frozenset({"steward"}), max_logprobs=3)
+    generation, _ = site(tmp_path, OneAdapter(), rules=rules)
+    with pytest.raises(MurmuraError) as error:
+        async with generation.served("adapters/one", ANA):
+            raise AssertionError
+    assert (error.value.reason, error.value.metadata["allowed_roles"]) == ("ROLE_DENIED", "steward")
+    async with generation.served("adapters/one", replace(ANA, roles=frozenset({"steward"}))) as served:
+        assert served.statement is not None and served.statement.unlimited
+        assert served.logprobs == 3, "the operator's limit binds the steward's grant"
+
+
+async def test_tokens_are_counted_by_digest_and_by_nothing_that_names_anybody(tmp_path: Path) -> None:
+    generation, _ = site(tmp_path, OneAdapter())
+
+    def counted(kind: str) -> float:
+        return REGISTRY.get_sample_value("murmura_inference_tokens_total", {"sha256": "digest", "kind": kind}) or 0
+
+    before = counted("prompt"), counted("completion")
+    async with generation.served("adapters/one", ANA) as served:
+        async for _ in generation.stream(served, [1, 2, 3], Sampling()):
+            pass
+    assert (counted("prompt") - before[0], counted("completion") - before[1]) == (3, 2)
+    exposed = generate_latest().decode()
+    assert not any(name in exposed for name in ("ana@local", "adapters/one"))
+
+
+async def test_as_many_log_probabilities_as_are_granted(tmp_path: Path) -> None:
+    generation, _ = site(tmp_path)
+    async with generation.served("baseModels/tiny", ANA) as served:
+        granted = replace(served, logprobs=3)
+        sampling = await generation.sampling(inference_pb2.SamplingOptions(logprobs=3), granted)
+        assert sampling.logprobs == 3
+        with pytest.raises(MurmuraError) as error:
+            await generation.sampling(inference_pb2.SamplingOptions(logprobs=4), granted)
+        assert error.value.reason == "LOGPROBS_NOT_GRANTED"
 
 
 async def test_an_unknown_base_model_names_those_there_are(tmp_path: Path) -> None:
@@ -163,7 +228,7 @@ async def test_an_unknown_base_model_names_those_there_are(tmp_path: Path) -> No
 async def test_one_tenants_flood_is_refused_with_a_time_to_come_back_and_another_is_served(tmp_path: Path) -> None:
     generation, engine = site(tmp_path)
     base = Base(cast(Any, engine), {}, Turns(TurnLimits(running=2, tenant_running=1, tenant_waiting=0)))
-    generation = Generation({"baseModels/tiny": base}, cast(Adapters, None), Salts(tmp_path / "salt"))
+    generation = Generation({"baseModels/tiny": base}, cast(Adapters, None), Salts(tmp_path / "salt"), Rules())
     async with (
         generation.served("baseModels/tiny", ANA) as served,
         aclosing(generation.stream(served, [1], Sampling())) as pieces,

@@ -8,7 +8,7 @@ ds = client.dataset("phee")
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +157,29 @@ class Client:
         from murmura.api.inference.v1 import inference_service_pb2 as messages
 
         return self.pages("inference", "ListAdapters", messages.ListAdaptersRequest, "adapters", "AdapterService")
+
+    def allow(self, adapter: str, *, users: Sequence[str] = (), logprobs: int = 0) -> inference_pb2.Adapter:
+        """Say what is allowed with an adapter, in place of what was said before. For stewards.
+
+        Args:
+            adapter: its name.
+            users: who may use it, besides its owner and stewards.
+            logprobs: most log-probabilities in each place; nothing tells more about the training data than these.
+
+        Returns:
+            The adapter.
+        """
+        from murmura.api.inference.v1 import inference_pb2
+        from murmura.api.inference.v1 import inference_service_pb2 as messages
+
+        policy = inference_pb2.AdapterPolicy(users=users, logprobs=logprobs)
+        request = messages.UpdateAdapterPolicyRequest(
+            request_id=str(uuid.uuid4()), name=qualified("adapters", adapter), policy=policy
+        )
+        answer: messages.UpdateAdapterPolicyResponse = self.stub("inference", "AdapterService").call(
+            "UpdateAdapterPolicy", request
+        )
+        return answer.adapter
 
     def close(self) -> None:
         """Close the connection."""

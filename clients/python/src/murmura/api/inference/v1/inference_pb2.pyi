@@ -83,6 +83,34 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
+class AdapterPolicy(_message.Message):
+    """What a steward allows with an adapter, besides its use by its owner and by stewards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    logprobs: _builtins.int
+    """Log-probabilities of at most this many tokens in each place; 0: none. Nothing tells more about the training data."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Others who may use it: load it, sample from it, unload it."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[_builtins.str] | None = ...,
+        logprobs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterPolicy: _TypeAlias = AdapterPolicy  # noqa: Y015
+
+@_typing.final
 class Adapter(_message.Message):
     """A fine-tuned adapter that the service knows."""
 
@@ -97,6 +125,7 @@ class Adapter(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     TRAINING_JOB_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`adapters/<id>`."""
     base_model: _builtins.str
@@ -121,6 +150,10 @@ class Adapter(_message.Message):
     def error(self) -> _errors_pb2.ItemError:
         """Why it failed."""
 
+    @_builtins.property
+    def policy(self) -> Global___AdapterPolicy:
+        """What a steward allows."""
+
     def __init__(
         self,
         *,
@@ -133,10 +166,11 @@ class Adapter(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         error: _errors_pb2.ItemError | None = ...,
         training_job: _builtins.str = ...,
+        policy: Global___AdapterPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "policy", b"policy", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "create_time", b"create_time", "error", b"error", "name", b"name", "owner", b"owner", "sha256", b"sha256", "state", b"state", "statement", b"statement", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "create_time", b"create_time", "error", b"error", "name", b"name", "owner", b"owner", "policy", b"policy", "sha256", b"sha256", "state", b"state", "statement", b"statement", "training_job", b"training_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -168,7 +202,7 @@ class SamplingOptions(_message.Message):
     seed: _builtins.int
     """Makes sampling repeatable."""
     logprobs: _builtins.int
-    """Log-probabilities of this many tokens; needs a grant."""
+    """Log-probabilities of this many tokens in each place; needs a grant in the adapter's policy."""
     json_schema: _builtins.str
     """A JSON schema."""
     regex: _builtins.str
@@ -253,25 +287,31 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):
-    """The log-probability of one token."""
+    """The log-probability of one token, before temperature and other options."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
+    LIKELIEST_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The token's text."""
     logprob: _builtins.float
     """Its natural logarithm of probability."""
+    @_builtins.property
+    def likeliest(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """Of a token that was made: the likeliest in its place, as many as were asked for."""
+
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         logprob: _builtins.float = ...,
+        likeliest: _abc.Iterable[Global___TokenLogprob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["likeliest", b"likeliest", "logprob", b"logprob", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

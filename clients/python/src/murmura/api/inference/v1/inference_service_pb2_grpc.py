@@ -55,6 +55,11 @@ class AdapterServiceStub(object):
                 request_serializer=murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UnloadAdapterRequest.SerializeToString,
                 response_deserializer=murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UnloadAdapterResponse.FromString,
                 _registered_method=True)
+        self.UpdateAdapterPolicy = channel.unary_unary(
+                '/murmura.api.inference.v1.AdapterService/UpdateAdapterPolicy',
+                request_serializer=murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UpdateAdapterPolicyRequest.SerializeToString,
+                response_deserializer=murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UpdateAdapterPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class AdapterServiceServicer(object):
@@ -89,6 +94,13 @@ class AdapterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateAdapterPolicy(self, request, context):
+        """Says what is allowed with an adapter; replaces what was said before. For stewards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdapterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.UnloadAdapter,
                     request_deserializer=murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UnloadAdapterRequest.FromString,
                     response_serializer=murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'UpdateAdapterPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAdapterPolicy,
+                    request_deserializer=murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UpdateAdapterPolicyRequest.FromString,
+                    response_serializer=murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UpdateAdapterPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class AdapterService(object):
             '/murmura.api.inference.v1.AdapterService/UnloadAdapter',
             murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UnloadAdapterRequest.SerializeToString,
             murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAdapterPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/murmura.api.inference.v1.AdapterService/UpdateAdapterPolicy',
+            murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UpdateAdapterPolicyRequest.SerializeToString,
+            murmura_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.UpdateAdapterPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

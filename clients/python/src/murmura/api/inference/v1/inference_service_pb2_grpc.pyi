@@ -24,6 +24,8 @@ class AdapterServiceStub:
     """Lists the adapters that the caller may use."""
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.UnloadAdapterRequest, _inference_service_pb2.UnloadAdapterResponse]
     """Drains an adapter and removes it from the engine. The artifact store keeps it."""
+    UpdateAdapterPolicy: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.UpdateAdapterPolicyRequest, _inference_service_pb2.UpdateAdapterPolicyResponse]
+    """Says what is allowed with an adapter; replaces what was said before. For stewards."""
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides which adapters the engine holds."""
@@ -59,6 +61,14 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_inference_service_pb2.UnloadAdapterRequest, _abc.Awaitable[_inference_service_pb2.UnloadAdapterResponse]],
     ) -> _abc.Awaitable[_inference_service_pb2.UnloadAdapterResponse]:
         """Drains an adapter and removes it from the engine. The artifact store keeps it."""
+
+    @_abc_1.abstractmethod
+    def UpdateAdapterPolicy(
+        self,
+        request: _inference_service_pb2.UpdateAdapterPolicyRequest,
+        context: _aio.ServicerContext[_inference_service_pb2.UpdateAdapterPolicyRequest, _abc.Awaitable[_inference_service_pb2.UpdateAdapterPolicyResponse]],
+    ) -> _abc.Awaitable[_inference_service_pb2.UpdateAdapterPolicyResponse]:
+        """Says what is allowed with an adapter; replaces what was said before. For stewards."""
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _aio.Server) -> None: ...
 
