@@ -61,7 +61,8 @@ class Structures:
         if not field:
             return
         text = sampling.json_schema or sampling.regex
-        key = hashlib.sha256(f"{field}:{text}".encode()).digest()
+        # Of this tenant: a memory that all share would tell, by the clock, what others ask for.
+        key = hashlib.sha256(f"{tenant}:{field}:{text}".encode()).digest()
         good = self._known.get(key)
         if good is None:
             trial = asyncio.create_task(self._decide(key, field, text, tenant))

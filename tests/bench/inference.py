@@ -147,12 +147,13 @@ class Http:
             "max-cpu-loras": settings.max_resident_adapters,
             "max-lora-rank": settings.max_rank,
         }
-        if not shutil.which("nvidia-smi"):
-            arguments |= {"dtype": "float32", "distributed-executor-backend": "uni"}
+        on_gpu = bool(shutil.which("nvidia-smi"))
+        arguments |= {"dtype": "bfloat16"} if on_gpu else {"dtype": "float32", "distributed-executor-backend": "uni"}
         # The CPU wheel's `vllm serve` looks for a package of another name; this is what it runs.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base)]
         command += [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-        command += ["--enable-lora", "--enforce-eager", "--disable-log-stats", "--disable-uvicorn-access-log"]
+        command += ["--enable-lora", "--disable-log-stats", "--disable-uvicorn-access-log"]
+        command += [] if on_gpu else ["--enforce-eager"]
         command += ["--lora-modules", *(f"a{number}={path}" for number, path in enumerate(adapters))]
         self._log = root.with_suffix(".log")
         with self._log.open("wb") as log:

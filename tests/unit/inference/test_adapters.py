@@ -343,6 +343,7 @@ async def test_a_steward_lets_others_use_an_adapter_and_takes_it_back(site: Site
     record = await site.adapters.allow(NAME, AdapterPolicy(users=[BOB.subject], logprobs=3), STEWARD)
     assert record.allowed.logprobs == 3
     await use(site, BOB)
+    assert (await refusal(use(site, Principal("eve@local", frozenset({"analyst"}))))).reason == "RESOURCE_NOT_FOUND"
     assert [record.name for record in site.adapters.list(BOB)] == [NAME]
     await site.adapters.unload(NAME, BOB)
     site.start()

@@ -68,6 +68,22 @@ async def test_too_much_work_is_refused_in_time_and_the_next_is_tried(structures
     assert time.monotonic() - started < 0.1, "what was refused once is known"
 
 
+async def test_nobody_learns_by_the_clock_what_another_asked_for(
+    structures: Structures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    real = structures._try
+
+    async def spy(field: str, text: str) -> bool:
+        tried.append(text)
+        return await real(field, text)
+
+    monkeypatch.setattr(structures, "_try", spy)
+    for tenant in ("ana", "ana", "bob", "bob"):
+        await structures.check(Sampling(regex="Dupont|Durand"), tenant)
+    assert len(tried) == 2
+
+
 async def test_too_much_memory_is_refused(base: Path) -> None:
     structures = Structures(base, seconds=60, memory_mib=64)
     try:
