@@ -166,7 +166,7 @@ class Generation:
         """Return what the engine understands of the options; a structure is tried out first.
 
         Raises:
-            MurmuraError: LOGPROBS_NOT_GRANTED, NOT_IN_THIS_RELEASE, INVALID_REQUEST.
+            MurmuraError: LOGPROBS_NOT_GRANTED, NOT_IN_THIS_RELEASE, FIELD_RULES.
         """
         if options.logprobs > served.logprobs:
             # Log-probabilities of base and adapter together are the strongest sign of membership

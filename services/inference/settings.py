@@ -15,11 +15,9 @@ class InferenceSettings(ServiceSettings):
 
     base_models: dict[str, str] = Field(min_length=1, description="JSON: public name to directory or hub id")
     artifacts: str = Field(description="directory or fsspec URL of the artifact store")
-    base_model_roles: frozenset[str] = Field(
-        frozenset({"analyst", "steward"}), description="JSON: roles that may use base models"
-    )
+    base_model_roles: frozenset[str] = Field(Rules.base_roles, description="JSON: roles that may use base models")
     unlimited_adapter_roles: frozenset[str] = Field(
-        frozenset({"analyst", "steward"}), description="JSON: roles that may use adapters trained without privacy"
+        Rules.unlimited_roles, description="JSON: roles that may use adapters trained without privacy"
     )
     engine: str = Field("auto", pattern="^(auto|vllm|transformers)$")
     engine_dtype: str = Field("auto", pattern="^(auto|float32|bfloat16)$")

@@ -5,7 +5,6 @@ What takes too long is ended from outside; what takes too much memory ends itsel
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
@@ -13,14 +12,14 @@ import signal
 import sys
 from typing import Any
 
+from services.inference.orphans import end_with_parent
+
 _FOLLOWED = 64  # tokens
-_SET_PARENT_DEATH_SIGNAL = 1
 
 
 def main(model: str, mebibytes: int) -> None:
     """Answer until standard input ends."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    end_with_parent(signal.SIGKILL)()
     import xgrammar
     from transformers import AutoConfig, AutoTokenizer
 

@@ -14,13 +14,11 @@ of one of them. There the base model is served as an adapter of zeros, so the in
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import secrets
 import signal
-import sys
 import tempfile
 import threading
 import uuid
@@ -41,9 +39,9 @@ from services.inference.engine import (
     encode,
     warm_up,
 )
+from services.inference.orphans import end_with_parent
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_SET_PARENT_DEATH_SIGNAL = 1
 _ZEROS_ID = 2**31 - 1  # the catalogue counts from 1
 
 
@@ -109,7 +107,7 @@ class VllmEngine:
         # Only now: vLLM sets the method to spawn while it makes its configuration.
         if on_cpu and threading.active_count() == 1:
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-            _die_with_parent()
+            os.register_at_fork(after_in_child=end_with_parent(signal.SIGTERM))
         self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         self._tokenizer = self._llm.get_tokenizer()
         self.context_length = int(config.model_config.max_model_len)
@@ -269,11 +267,3 @@ def set_environment(settings: EngineSettings) -> None:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }.items():
         os.environ.setdefault(name, value)
-
-
-def _die_with_parent() -> None:
-    """Let a forked engine end with this process, even when this one is killed."""
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    os.register_at_fork(after_in_child=lambda: libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0))

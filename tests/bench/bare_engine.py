@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,19 @@ async def main() -> None:
     how = SamplingParams(max_tokens=job["max_tokens"], temperature=0, output_kind=RequestOutputKind.DELTA)
     numbers = itertools.count()
 
-    async def send(prompt: str, adapter: int) -> AsyncIterator[int]:
+    async def send(prompt: str, adapter: int) -> AsyncGenerator[int, None]:
         tokens = tokens_input(known[prompt])
-        async for output in llm.generate(tokens, how, str(next(numbers)), lora_request=adapters[adapter]):
-            yield len(output.outputs[0].token_ids)
+        async with aclosing(llm.generate(tokens, how, str(next(numbers)), lora_request=adapters[adapter])) as outputs:
+            async for output in outputs:
+                yield len(output.outputs[0].token_ids)
 
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
         work = json.loads(line)
         # A bare engine takes tokens; whoever calls it has made them.
         known = {prompt: await engine.tokenize(prompt) for prompt, _ in work["requests"]}
-        print(json.dumps(asdict(await drive(work["streams"], work["requests"], send))), flush=True)
+        seen = await drive(work["streams"], work["requests"], send, leave=work["leave"])
+        print(json.dumps(asdict(seen)), flush=True)
     await engine.stop()
 
 

@@ -26,12 +26,12 @@ from typing import Any
 import grpc
 import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from google.rpc import error_details_pb2, status_pb2
 from rich.console import Console
 from rich.table import Table
 
 from murmura.api.inference.v1 import inference_pb2, inference_service_pb2_grpc
 from murmura.api.inference.v1 import inference_service_pb2 as pb
+from murmura.errors import from_rpc
 from services.common.tokens import mint
 from tests.support.inference_process import Service, deploy
 from tests.support.random_models import make_adapter, make_base, publish
@@ -154,17 +154,6 @@ class Tenant:
         return await way()
 
 
-def name_of(error: grpc.aio.AioRpcError) -> str:
-    """Return an error's reason, or its code where it has none."""
-    raw = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
-    if isinstance(raw, bytes):
-        info = error_details_pb2.ErrorInfo()
-        status = status_pb2.Status.FromString(raw)
-        if status.details and status.details[0].Unpack(info):
-            return str(info.reason).removeprefix("ERROR_REASON_")
-    return str(error.code().name)
-
-
 async def soak(service: Service, seconds: float) -> Report:
     """Keep a service busy for so long, and report."""
     report, end = Report(), time.monotonic() + seconds
@@ -181,8 +170,9 @@ async def soak(service: Service, seconds: float) -> Report:
                     report.outcomes["OK"] += 1
                     report.mixed += sum(said != due for said, due in answers)
                 except grpc.aio.AioRpcError as error:
-                    report.outcomes[name_of(error)] += 1
-                    if name_of(error) == "TENANT_LIMIT":
+                    ended = from_rpc(error, "inference", "").reason or error.code().name
+                    report.outcomes[ended] += 1
+                    if ended == "TENANT_LIMIT":
                         await asyncio.sleep(chance.uniform(0.1, 0.3))
                 except asyncio.CancelledError:
                     report.outcomes["CANCELLED"] += 1

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.support.random_models import make_adapter, make_base
+
+ENGINES = [
+    "transformers",
+    pytest.param(
+        "vllm",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(
+                not importlib.util.find_spec("vllm"),
+                reason="vLLM is not installed here; the transformers engine is tested alone",
+            ),
+        ],
+    ),
+]
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,20 +15,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.inference_fixtures import ENGINES
 from tests.support.random_models import make_adapter
 
 PROMPTS = ["The patient", "a", "0123456789 and so on, and so on"]
-NO_VLLM = "vLLM is not installed here; the transformers engine is tested alone"
-ENGINES = [
-    "transformers",
-    pytest.param(
-        "vllm",
-        marks=[
-            pytest.mark.slow,
-            pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason=NO_VLLM),
-        ],
-    ),
-]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import time
@@ -22,19 +21,9 @@ from murmura.api.common.v1 import privacy_pb2
 from murmura.api.inference.v1 import inference_pb2
 from murmura.api.inference.v1 import inference_service_pb2 as messages
 from services.trainer.artifacts import ArtifactStore, Provenance
+from tests.support.inference_fixtures import ENGINES
 from tests.support.inference_process import Service, deploy, health, start
 
-NO_VLLM = "vLLM is not installed here; the service is tested with the transformers engine alone"
-ENGINES = [
-    "transformers",
-    pytest.param(
-        "vllm",
-        marks=[
-            pytest.mark.slow,
-            pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason=NO_VLLM),
-        ],
-    ),
-]
 GREEDY = inference_pb2.SamplingOptions(temperature=0, max_tokens=12)
 
 

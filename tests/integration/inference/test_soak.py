@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from tests.bench.soak import soak, start
-
-NO_VLLM = "vLLM is not installed here; the transformers engine is tested alone"
-ENGINES = [
-    "transformers",
-    pytest.param(
-        "vllm",
-        marks=[pytest.mark.slow, pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason=NO_VLLM)],
-    ),
-]
+from tests.support.inference_fixtures import ENGINES
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import shutil
 import sqlite3
@@ -25,6 +24,7 @@ from services.inference.bases import Base
 from services.inference.catalogue import Catalogue
 from services.inference.engine import Delta, EngineDead, Sampling
 from services.inference.verification import Limits, Rejected
+from tests.support.inference_process import jwk
 from tests.support.random_models import publish
 
 ANA = Principal("ana@local", frozenset({"analyst"}))
@@ -112,12 +112,6 @@ class Site:
         """Publish as the trainer does."""
         key = members.pop("key", self.key)
         return publish(self.store, name, self.sources[source], key, **members)
-
-
-def jwk(key: Ed25519PrivateKey, kid: str, may_issue: list[str]) -> dict[str, object]:
-    raw = key.public_key().public_bytes_raw()
-    x = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-    return {"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": x, "may_issue": may_issue}
 
 
 @pytest.fixture
