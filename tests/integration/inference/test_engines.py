@@ -19,6 +19,8 @@ from tests.support.inference_fixtures import ENGINES
 from tests.support.random_models import make_adapter
 
 PROMPTS = ["The patient", "a", "0123456789 and so on, and so on"]
+# Logits of the two likeliest tokens that are so close: which of them is taken depends on the order of additions.
+TIE = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def seen(
 
 @pytest.fixture(scope="module")
 def reference(tiny_base: Path, adapters: list[Path]) -> Any:
-    """Greedy text by `generate` of transformers; adapter 0 is the base model."""
+    """Greedy text by `generate` of transformers, to the first tie; adapter 0 is the base model."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
 
     @functools.cache
@@ -77,8 +79,12 @@ def reference(tiny_base: Path, adapters: list[Path]) -> Any:
             model = PeftModel.from_pretrained(model, adapters[adapter - 1])
         ids = tokenizer(prompt, return_tensors="pt")
         with torch.inference_mode():
-            out = model.eval().generate(**ids, max_new_tokens=most, do_sample=False)
-        made = out[0, ids["input_ids"].shape[1] :]
+            out = model.eval().generate(
+                **ids, max_new_tokens=most, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+        likeliest = [logits[0].topk(2).values for logits in out.logits]
+        clear = next((n for n, (one, two) in enumerate(likeliest) if one - two < TIE), most)
+        made = out.sequences[0, ids["input_ids"].shape[1] :][:clear]
         return str(tokenizer.decode(made, skip_special_tokens=True))
 
     return text
@@ -102,7 +108,9 @@ def test_an_adapter_that_arrives_while_another_request_streams_is_the_reference(
 ) -> None:
     assert seen["still_running"] >= 1
     assert [outcome[0] for outcome in seen["second"]] == [reference(2, p) for p in PROMPTS]
-    assert seen["streamed"] == reference(1, PROMPTS[0], 120)
+    said = reference(1, PROMPTS[0], 120)
+    assert len(said) > 100
+    assert seen["streamed"][: len(said)] == said
 
 
 def test_base_and_adapters_in_one_batch_do_not_mix(seen: dict[str, Any], reference: Any) -> None:
