@@ -185,9 +185,13 @@ class TransformersEngine:
                 done.set_exception(error)
 
         self._inbox.put(run)
+        waiting = asyncio.wrap_future(done)
+        # Whoever leaves before the end hears of no failure.
+        waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         while True:
             try:
-                return await asyncio.wait_for(asyncio.wrap_future(done), 1.0)
+                # Shielded: a wait that ends early would cancel the future under the thread, which dies of that.
+                return await asyncio.wait_for(asyncio.shield(waiting), 1.0)
             except TimeoutError:
                 await self.check_health()
 
