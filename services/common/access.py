@@ -18,6 +18,8 @@ _TABLE: dict[str, dict[str, frozenset[str]]] = {
         "GetDataset": _READER,
         "ListDatasets": _READER,
         "UpdatePolicy": _STEWARD,
+        "ListPolicyVersions": _WATCHER,
+        "CheckPolicy": _STEWARD,
         "DeleteDataset": _STEWARD,
         "DescribeFrame": _READER,
         "ReadRows": _WORKER,
@@ -79,6 +81,16 @@ _TABLE: dict[str, dict[str, frozenset[str]]] = {
     },
 }
 
+# Which services spend. A certificate, or a token of a deployment, is that of one service, and no other can use it to
+# give budget away. What is not listed here, any service may call whose role may.
+_SPENDING = frozenset({"service:dataset", "service:trainer"})
+_SERVICES: dict[str, frozenset[str]] = {
+    "/murmura.api.ledger.v1.LedgerService/OpenAccount": frozenset({"service:dataset"}),
+    "/murmura.api.ledger.v1.LedgerService/CreateReservation": _SPENDING,
+    "/murmura.api.ledger.v1.LedgerService/CommitReservation": _SPENDING,
+    "/murmura.api.ledger.v1.LedgerService/ReleaseReservation": _SPENDING,
+}
+
 
 @cache
 def allowed_roles(method: str) -> frozenset[str]:
@@ -89,6 +101,15 @@ def allowed_roles(method: str) -> frozenset[str]:
     """
     service, _, name = method.removeprefix("/").partition("/")
     return _TABLE.get(service, {}).get(name, frozenset())
+
+
+def allowed_services(method: str) -> frozenset[str] | None:
+    """Return the only services that may call a method, as subjects; None where it does not matter which.
+
+    Args:
+        method: `/package.Service/Method`.
+    """
+    return _SERVICES.get(method)
 
 
 def listed() -> set[str]:

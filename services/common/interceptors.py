@@ -31,6 +31,7 @@ class Interceptors(grpc.aio.ServerInterceptor):
     def __init__(self, layers: Sequence[CallInterceptor]) -> None:
         self._before = [layer.before for layer in layers if type(layer).before is not CallInterceptor.before]
         self._checks = [layer.check for layer in layers if type(layer).check is not CallInterceptor.check]
+        self._decided = [layer.decided for layer in layers if type(layer).decided is not CallInterceptor.decided]
         self._after = [layer.after for layer in layers if type(layer).after is not CallInterceptor.after][::-1]
         self._wrapped: dict[str, Any] = {}
 
@@ -54,11 +55,17 @@ class Interceptors(grpc.aio.ServerInterceptor):
             inner_stream = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
             async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
-                call = _call(method, context)
+                call = _call(method, context, None if handler.request_streaming else request)
+                decided = False
                 try:
-                    self._begin(call)
+                    await self._begin(call)
                     async for response in inner_stream(self._requests(call, request, handler), context):
+                        if not decided:
+                            self._decide(call)
+                            decided = True
                         yield response
+                    if not decided:
+                        self._decide(call)
                 except BaseException as error:
                     await self._fail(call, error)
                 else:
@@ -70,14 +77,15 @@ class Interceptors(grpc.aio.ServerInterceptor):
         inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def single(request: Any, context: Any) -> Any:
-            call = _call(method, context)
+            call = _call(method, context, None if handler.request_streaming else request)
             try:
-                self._begin(call)
+                await self._begin(call)
                 request = self._requests(call, request, handler)
                 if handler.request_streaming or context.time_remaining() is not None:
                     answer = await inner(request, context)
                 else:
                     answer = await _in_time(inner(request, context))
+                self._decide(call)
             except BaseException as error:
                 await self._fail(call, error)
             else:
@@ -88,9 +96,15 @@ class Interceptors(grpc.aio.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(single, *serializers)
         return grpc.unary_unary_rpc_method_handler(single, *serializers)
 
-    def _begin(self, call: Call) -> None:
+    async def _begin(self, call: Call) -> None:
         for before in self._before:
-            before(call)
+            waits = before(call)
+            if waits is not None:
+                await waits
+
+    def _decide(self, call: Call) -> None:
+        for decided in self._decided:
+            decided(call)
 
     def _end(self, call: Call) -> None:
         for after in self._after:
@@ -100,13 +114,15 @@ class Interceptors(grpc.aio.ServerInterceptor):
         """End a call with what may be said of an error: refusals as they are, of anything else nothing."""
         if isinstance(error, Exception):
             refusal = error if isinstance(error, MurmuraError) else unknown(error)
-            call.outcome = refusal.code.name
+            call.outcome, call.reason = refusal.code.name, refusal.reason
+            self._decide(call)
             self._end(call)
             details = (STATUS_DETAILS, refusal.status().SerializeToString())
             await call.context.abort(refusal.code, refusal.message, (*call.trailing, details))
         else:
             # The client went away.
             call.outcome = grpc.StatusCode.CANCELLED.name
+            self._decide(call)
             self._end(call)
         raise error
 
@@ -123,6 +139,8 @@ class Interceptors(grpc.aio.ServerInterceptor):
         return checked()
 
     def _check(self, call: Call, message: Any) -> None:
+        if call.request is None:
+            call.request = message
         for check in self._checks:
             check(call, message)
 
@@ -142,5 +160,5 @@ async def _in_time(answer: Awaitable[Any]) -> Any:
         ) from None
 
 
-def _call(method: str, context: Any) -> Call:
-    return Call(method, context, dict(context.invocation_metadata() or ()))
+def _call(method: str, context: Any, request: Any) -> Call:
+    return Call(method, context, dict(context.invocation_metadata() or ()), request=request)

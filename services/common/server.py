@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -18,11 +19,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from services.common.audit import Audit, AuditFile
 from services.common.auth import Auth
+from services.common.calls import CallInterceptor
 from services.common.config import ServiceSettings
 from services.common.interceptors import Interceptors
 from services.common.logs import configure_logging
+from services.common.oidc import Issuer
 from services.common.telemetry import Logs, Metrics, RequestIds, serve_metrics
+from services.common.tls import server_credentials
 from services.common.tokens import TrustedKeys
 from services.common.validation import Validation
 
@@ -64,12 +69,16 @@ class Lifecycle:
         await self._ended.wait()
 
 
-def interceptors(keys: TrustedKeys) -> list[grpc.aio.ServerInterceptor]:
+def interceptors(auth: Auth, *more: CallInterceptor) -> list[grpc.aio.ServerInterceptor]:
     """Return what every call passes through.
 
-    Logs and metrics see rejected calls too.
+    Logs, metrics and the audit log see rejected calls too.
+
+    Args:
+        auth: lets calls in.
+        more: stand before it.
     """
-    return [Interceptors([RequestIds(), Logs(), Metrics(), Auth(keys), Validation()])]
+    return [Interceptors([RequestIds(), Logs(), Metrics(), *more, auth, Validation()])]
 
 
 def _calm_collector() -> None:
@@ -80,6 +89,44 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def _auth(settings: ServiceSettings, lifecycle: Lifecycle) -> Auth:
+    keys = TrustedKeys(settings.trusted_keys, settings.roles_of_keys)
+    issuer = None
+    if (configuration := settings.oidc()) is not None:
+        issuer = Issuer(configuration)
+        issuer.start()
+        lifecycle.resources.callback(issuer.close)
+    return Auth(keys, issuer, settings.tls_domain if settings.certificates else "")
+
+
+def _audit(name: str, settings: ServiceSettings, lifecycle: Lifecycle) -> Audit:
+    path = settings.audit_log or settings.state_dir / "audit.jsonl"
+    try:
+        file = AuditFile(path)
+    except OSError as error:
+        print(f"MURMURA_AUDIT_LOG: {path}: {error.strerror}. Make it writable, or name another.", file=sys.stderr)
+        raise SystemExit(2) from None
+    lifecycle.resources.callback(file.close)
+    return Audit(name, file)
+
+
+def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> dict[str, str]:
+    """Open the ports; returns their addresses, keyed by the file of the state directory that tells them."""
+    certificates = settings.certificates
+    if certificates is None:
+        return {"listening": _address(settings.listen, server.add_insecure_port(settings.listen))}
+    port = server.add_secure_port(settings.listen, server_credentials(certificates, of_services=False))
+    ports = {"listening": _address(settings.listen, port)}
+    if settings.services_listen:
+        port = server.add_secure_port(settings.services_listen, server_credentials(certificates, of_services=True))
+        ports["listening_services"] = _address(settings.services_listen, port)
+    return ports
+
+
+def _address(listen: str, port: int) -> str:
+    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 Register = Callable[[grpc.aio.Server, Lifecycle], Awaitable[list[str]]]
@@ -99,13 +146,12 @@ async def serve(name: str, settings: ServiceSettings, register: Register) -> int
     configure_logging(name, settings.log_format)
     serve_metrics(settings.metrics_port)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    keys = TrustedKeys(settings.trusted_keys)
+    lifecycle = Lifecycle()
     server = grpc.aio.server(
-        interceptors=interceptors(keys),
+        interceptors=interceptors(_auth(settings, lifecycle), _audit(name, settings, lifecycle)),
         options=_OPTIONS,
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )
-    lifecycle = Lifecycle()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.end)
@@ -115,12 +161,13 @@ async def serve(name: str, settings: ServiceSettings, register: Register) -> int
         names = await register(server, lifecycle)
         _calm_collector()
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-        port = server.add_insecure_port(settings.listen)
+        ports = _listen(server, settings)
         await server.start()
-        (settings.state_dir / "listening").write_text(f"{settings.listen.rpartition(':')[0]}:{port}\n")
+        for file, address in ports.items():
+            (settings.state_dir / file).write_text(f"{address}\n")
         for served in ("", *names):
             await health.set(served, health_pb2.HealthCheckResponse.SERVING)
-        _log.info("serving", listen=settings.listen, port=port)
+        _log.info("serving", **ports, tls=settings.certificates is not None)
         await lifecycle.ended()
         _log.info("stopping", grace_s=settings.stop_grace_s)
         await health.enter_graceful_shutdown()

@@ -45,18 +45,38 @@ class Principal:
         return bool(self.roles & set(roles))
 
 
+class Verified:
+    """Tokens that were found good: a signature costs more than the rest of a call's checks together."""
+
+    def __init__(self) -> None:
+        self._principals: dict[str, Principal] = {}
+
+    def get(self, token: str) -> Principal | None:
+        """Return whose token it is if it was found good and has not expired since."""
+        known = self._principals.get(token)
+        return known if known is not None and time.time() < known.claims["exp"] else None
+
+    def put(self, token: str, principal: Principal) -> None:
+        """Remember a good token, in place of the oldest when there are many."""
+        while len(self._principals) >= TOKENS_KEPT:
+            self._principals.pop(next(iter(self._principals)), None)
+        self._principals[token] = principal
+
+
 class TrustedKeys:
     """The keys whose tokens count.
 
     Args:
         path: the JWKS file.
+        roles: what any key of it may issue at most.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, roles: frozenset[str] = ROLES) -> None:
         self._path = path
+        self._roles = roles
         self._read_at: tuple[int, int] | None = None
         self._keys: dict[str, tuple[Ed25519PublicKey, frozenset[str]]] = {}
-        self._verified: dict[str, Principal] = {}
+        self._verified = Verified()
         self._fresh_until = 0.0
 
     def verify(self, token: str) -> Principal:
@@ -68,13 +88,10 @@ class TrustedKeys:
         """
         self._refresh()
         known = self._verified.get(token)
-        if known is not None and time.time() < known.claims["exp"]:
-            return known
-        principal = self._verify(token)
-        while len(self._verified) >= TOKENS_KEPT:
-            self._verified.pop(next(iter(self._verified)))
-        self._verified[token] = principal
-        return principal
+        if known is None:
+            known = self._verify(token)
+            self._verified.put(token, known)
+        return known
 
     def _verify(self, token: str) -> Principal:
         try:
@@ -114,8 +131,8 @@ class TrustedKeys:
         for item in json.loads(self._path.read_text())["keys"]:
             key = jwt.PyJWK(item).key
             if isinstance(key, Ed25519PublicKey):
-                keys[item["kid"]] = (key, frozenset(item.get("may_issue", [])) & ROLES)
-        self._keys, self._verified, self._read_at = keys, {}, version
+                keys[item["kid"]] = (key, frozenset(item.get("may_issue", [])) & self._roles)
+        self._keys, self._verified, self._read_at = keys, Verified(), version
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:

@@ -1,14 +1,17 @@
-"""Calls from one service to another: its own token, bounded waits, and refusals that pass through unchanged."""
+"""Calls from one service to another: its own identity, bounded waits, and refusals that pass through unchanged."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from services.common.errors import from_upstream
+from services.common.tls import FreshChannel
+
+if TYPE_CHECKING:  # a worker takes a constant from here, and no settings
+    from services.common.config import ServiceSettings
 
 MESSAGE_LIMIT = 4 << 20
 _RETRIES = {
@@ -42,13 +45,19 @@ class Upstream:
     Args:
         service: its name, for errors.
         endpoint: `host:port`.
-        token_file: holds the token that this service shows; read at each call, so that renewal needs no restart.
+        settings: say what this service shows: its certificate where there is TLS, else the token of a file, which is
+            read at each call, so that renewal needs no restart.
     """
 
-    def __init__(self, service: str, endpoint: str, token_file: Path) -> None:
+    def __init__(self, service: str, endpoint: str, settings: ServiceSettings) -> None:
         self._service = service
-        self._token_file = token_file
-        self.channel = grpc.aio.insecure_channel(endpoint, options=OPTIONS)
+        certificates = settings.certificates
+        self._token_file = settings.service_token_file if certificates is None else None
+        self.channel: Any = (
+            grpc.aio.insecure_channel(endpoint, options=OPTIONS)
+            if certificates is None
+            else FreshChannel(endpoint, service, certificates, OPTIONS)
+        )
 
     async def call(self, method: Any, request: Any, timeout_s: float = 20.0) -> Any:
         """Make a unary call.
@@ -71,4 +80,6 @@ class Upstream:
         await self.channel.close()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
+        if self._token_file is None:
+            return ()
         return (("authorization", f"Bearer {self._token_file.read_text().strip()}"),)

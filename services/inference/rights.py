@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from services.common import rights
+
 if TYPE_CHECKING:  # settings are read before the engine forks, and gRPC is imported after that
     from services.common.tokens import Principal
     from services.inference.catalogue import Record
@@ -39,4 +41,4 @@ def may_see(principal: Principal, record: Record) -> bool:
 
 def owns(principal: Principal, owner: str) -> bool:
     """Say whether someone needs nobody's permission."""
-    return principal.subject == owner or principal.has("steward")
+    return rights.owns(principal.subject, principal.roles, owner)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from services.common.rights import may_train_unlimited
 from services.ledger.state import Account, Amount, Event, Grant, Refusal, Reservation, Rollback, State
 
 
@@ -132,11 +133,8 @@ def _decide_grant(state: State, account: Account, command: Event) -> None:
 def _decide_reserve(state: State, account: Account, command: Event) -> None:
     data = command.data
     if data["unlimited"]:
-        allowed, principals = (
-            account.terms["unlimited_allowed"],
-            account.terms["unlimited_principals"],
-        )
-        if not allowed or (principals and data["principal"] not in principals):
+        terms = account.terms
+        if not may_train_unlimited(terms["unlimited_allowed"], terms["unlimited_principals"], data["principal"]):
             raise Refusal("UNLIMITED_NOT_ALLOWED", {"account": account.name})
         if _amount(data["price"]) != Amount():
             raise Refusal("COMMIT_EXCEEDS_RESERVATION", {"reservation": data["name"]})

@@ -34,6 +34,9 @@ class TrainerSettings(ServiceSettings):
 
     ledger_endpoint: str = Field(description="host:port of the ledger")
     dataset_endpoint: str = Field(description="host:port of the dataset service")
+    worker_dataset_endpoint: str = Field(
+        "", description="host:port at which workers find it; with TLS its port for people and workers"
+    )
     base_models: dict[str, str] = Field(description="JSON: public name to path or hub id")
     artifacts: Path = Field(description="directory of the artifact store")
     signing_key_file: Path = Field(description="Ed25519 PEM; signs job tokens and manifests")
@@ -82,18 +85,19 @@ async def main() -> int:
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
         store = JobStore(settings.state_dir / "jobs.sqlite3")
         lifecycle.resources.callback(store.close)
-        to_ledger = Upstream("ledger", settings.ledger_endpoint, settings.service_token_file)
-        datasets = Upstream("dataset", settings.dataset_endpoint, settings.service_token_file)
+        to_ledger = Upstream("ledger", settings.ledger_endpoint, settings)
+        datasets = Upstream("dataset", settings.dataset_endpoint, settings)
         for upstream in (to_ledger, datasets):
             lifecycle.resources.push_async_callback(upstream.close)
         launcher = LocalLauncher(
             settings.state_dir / "workers",
             {
                 "MURMURA_TRAINER_ENDPOINT": settings.trainer_endpoint,
-                "MURMURA_DATASET_ENDPOINT": settings.dataset_endpoint,
+                "MURMURA_DATASET_ENDPOINT": settings.worker_dataset_endpoint or settings.dataset_endpoint,
                 "MURMURA_CHECKPOINT_SECONDS": str(settings.checkpoint_seconds),
                 "MURMURA_PROCESSES": str(settings.worker_processes),
-            },
+            }
+            | settings.told_to_workers(),
         )
         artifacts = ArtifactStore(settings.artifacts, key)
         staging = settings.state_dir / "staging"

@@ -10,6 +10,7 @@ from murmura.api.common.v1 import privacy_pb2
 from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc, expressions_pb2
 from murmura.api.ledger.v1 import ledger_service_pb2
 from murmura.api.trainer.v1 import trainer_pb2
+from services.common import rights
 from services.common.errors import MurmuraError, invalid, not_found
 from services.common.ledger import Ledger
 from services.common.tokens import Principal
@@ -84,8 +85,7 @@ class Planner:
         request = dataset_service_pb2.GetDatasetRequest(name=spec.frame.dataset)
         dataset: dataset_pb2.Dataset = (await self._datasets.call(self._dataset_stub.GetDataset, request)).dataset
         # The dataset service trusts this service with all datasets; whether the analyst may use one is checked here.
-        allowed = dataset.policy.analysts
-        if allowed and principal.subject not in allowed and not principal.has("steward"):
+        if not rights.may_use(dataset.policy.analysts, principal.subject, principal.roles):
             raise not_found(spec.frame.dataset)
         return dataset
 
@@ -191,8 +191,9 @@ class Planner:
             row_count=shape.row_count,
             unit_count=shape.unit_count,
             # For show: the ledger decides, when the reservation is made.
-            affordable=account.unlimited_allowed
-            and (not account.unlimited_principals or principal.subject in account.unlimited_principals),
+            affordable=rights.may_train_unlimited(
+                account.unlimited_allowed, account.unlimited_principals, principal.subject
+            ),
             left_epsilon=account.left_epsilon,
             left_epsilon_after=account.left_epsilon,
             account=account.name,

@@ -143,6 +143,9 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
     ) -> AsyncIterator[pb.LoadCheckpointResponse]:
         """Return the last checkpoint, as it was sent."""
         record = self._own(request.job)
+        if record.job.state != jobs.RUNNING or record.job.ending is not None:
+            # What was learned of private rows is for who trains on; once the job ends, for nobody.
+            raise state_error(record.job, IllegalTransition(record.job.state))
         pieces = self._control.checkpoints.pieces(record.job.job_id)
         while (data := await asyncio.to_thread(next, pieces, None)) is not None:
             yield pb.LoadCheckpointResponse(data=data)

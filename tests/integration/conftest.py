@@ -57,14 +57,7 @@ class Cluster:
         for service in _STUBS:
             self._identity.mint(f"service:{service}", "service")
         for service, stub in _STUBS.items():
-            channel = grpc.insecure_channel(
-                self.endpoints[service],
-                # A service that was killed is back in moments; a test should not wait out gRPC's patience.
-                options=[
-                    ("grpc.initial_reconnect_backoff_ms", 100),
-                    ("grpc.max_reconnect_backoff_ms", 500),
-                ],
-            )
+            channel = self.connect(service)
             self._channels.append(channel)
             setattr(self, service, stub(channel))
 
@@ -74,8 +67,14 @@ class Cluster:
 
     # ------------------------------------------------------------------ services
 
-    def start(self, service: str) -> None:
-        """Start a service and wait until it serves."""
+    def connect(self, service: str) -> grpc.Channel:
+        """Open a channel to a service, as a person does."""
+        # A service that was killed is back in moments; a test should not wait out gRPC's patience.
+        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+        return grpc.insecure_channel(self.endpoints[service], options=options)
+
+    def settings(self, service: str) -> dict[str, str]:
+        """What a service is told, without the prefix of its variables."""
         settings = {
             "LISTEN": self.endpoints[service],
             "STATE_DIR": str(self.state(service)),
@@ -87,8 +86,12 @@ class Cluster:
         }
         if service == "trainer":
             settings["SIGNING_KEY_FILE"] = str(self._identity.trainer_key)
+        return settings
+
+    def start(self, service: str) -> None:
+        """Start a service and wait until it serves."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
-        environment = inherited | {f"MURMURA_{name}": value for name, value in settings.items()}
+        environment = inherited | {f"MURMURA_{name}": value for name, value in self.settings(service).items()}
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with self.log(service).open("ab") as log:
             self._processes[service] = subprocess.Popen(
@@ -232,7 +235,7 @@ class Cluster:
     def _serves(self, service: str) -> bool:
         if self._processes[service].poll() is not None:
             pytest.fail(f"{service} ended while starting\n{self.log(service).read_text()[-4000:]}")
-        with grpc.insecure_channel(self.endpoints[service]) as channel:
+        with self.connect(service) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 

@@ -58,7 +58,8 @@ class Ledger:
         return (self.directory / "ledger.log").read_text()
 
     def who(self, role: str) -> tuple[tuple[str, str], ...]:
-        """Return call metadata with a fresh token."""
+        """Return call metadata with a fresh token; of the services, that one which opens accounts and spends."""
         key = load_signing_key(self.directory / "keys" / "deployment.pem")
-        token = mint(key, "deployment", f"{role}@local", [role], 3600)
+        subject = "service:dataset" if role == "service" else f"{role}@local"
+        token = mint(key, "deployment", subject, [role], 3600)
         return (("authorization", f"Bearer {token}"),)

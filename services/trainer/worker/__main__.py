@@ -30,11 +30,13 @@ def main() -> int:
         return launch(processes)
     log = silence()
     try:
+        from services.common.memory import keep_freed
         from services.trainer.worker.ranks import Ranks
         from services.trainer.worker.saving import INTERVAL_S
         from services.trainer.worker.session import Session
         from services.trainer.worker.wire import Token
 
+        keep_freed()
         session = Session(
             os.environ["MURMURA_JOB"],
             int(os.environ["MURMURA_ATTEMPT"]),

@@ -87,8 +87,8 @@ class Session:
         self._evicted = threading.Event()
         self._token = token
         # The generated types describe the asynchronous stubs; these channels are synchronous.
-        trainer: Any = connect(trainer_endpoint)
-        dataset: Any = connect(dataset_endpoint)
+        trainer: Any = connect(trainer_endpoint, "trainer")
+        dataset: Any = connect(dataset_endpoint, "dataset")
         self._trainer: Any = trainer_service_pb2_grpc.WorkerServiceStub(trainer)
         self._dataset: Any = dataset_service_pb2_grpc.DatasetServiceStub(dataset)
 

@@ -7,6 +7,7 @@ ends. Its token lives for minutes and is replaced by the answer of each heartbea
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from services.common.tls import worker_channel
 from services.common.upstream import MESSAGE_LIMIT
 
 PATIENCE_S = 600.0
@@ -57,8 +59,10 @@ class Token:
         return (("authorization", f"Bearer {self.text}"),)
 
 
-def connect(endpoint: str) -> grpc.Channel:
-    """Open a channel to a service."""
+def connect(endpoint: str, service: str) -> grpc.Channel:
+    """Open a channel to a service: with TLS, and to that service only, where the trainer named an authority."""
+    if authority := os.environ.get("MURMURA_TLS_AUTHORITY"):
+        return worker_channel(endpoint, service, Path(authority), os.environ["MURMURA_TLS_DOMAIN"], _OPTIONS)
     return grpc.insecure_channel(endpoint, options=_OPTIONS)
 
 

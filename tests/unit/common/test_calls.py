@@ -18,7 +18,7 @@ from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as trainer
 from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from services.common import tokens
-from services.common.auth import current_principal
+from services.common.auth import Auth, current_principal
 from services.common.errors import MurmuraError
 from services.common.server import interceptors
 from services.common.tokens import TrustedKeys, mint
@@ -63,7 +63,7 @@ async def channel(tmp_path):
     path = tmp_path / "trusted.json"
     keys = [jwk(DEPLOYMENT, "deployment", ["analyst", "steward", "service"]), jwk(TRAINER, "trainer", ["worker"])]
     path.write_text(json.dumps({"keys": keys}))
-    server = grpc.aio.server(interceptors=interceptors(TrustedKeys(path)))
+    server = grpc.aio.server(interceptors=interceptors(Auth(TrustedKeys(path))))
     ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server(Ledger(), server)
     dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server(Dataset(), server)
     trainer_service_pb2_grpc.add_WorkerServiceServicer_to_server(Worker(), server)
@@ -95,6 +95,15 @@ def details(error):
             if detail.Is(kind.DESCRIPTOR):
                 detail.Unpack(kind)
     return info, bad
+
+
+@pytest.mark.parametrize("subject", ["service:inference", "service", "ana@test"])
+async def test_whoever_is_let_in_as_a_service_spends_only_as_one_that_does(channel, subject):
+    stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+    other = bearer(mint(DEPLOYMENT, "deployment", subject, ["service"], 60))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.OpenAccount(ledger.OpenAccountRequest(), metadata=other)
+    assert details(caught.value)[0].metadata["allowed_roles"] == "service:dataset"
 
 
 async def test_the_handler_knows_who_calls(channel):
