@@ -12,7 +12,8 @@ export DEMO_DATA
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports protos codegen codegen-check pytest format lock \
-	demo demo-quick bench-accounting bench-ledger bench-train bench-inference soak bench-utility base-model up status down clean
+	demo demo-quick bench-accounting bench-ledger bench-train bench-inference \
+	bench-dataset bench-utility fuzz-expressions soak base-model up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +75,12 @@ bench-train: setup  ## private fine-tuning beside plain LoRA and Opacus: tokens 
 
 bench-inference: setup  ## the inference service beside the bare engine and vLLM's HTTP server
 	@$(BIN)/python -m tests.bench.inference
+
+bench-dataset: setup  ## the way of rows to a worker beside Arrow Flight, and memory for ten times the rows
+	@$(BIN)/python -m tests.bench.dataset
+
+fuzz-expressions: setup  ## random and hostile expression trees against the checker and the engine; SECONDS=300
+	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) $(BIN)/python -m pytest tests/unit/dataset/test_expression_fuzz.py -q -s
 
 soak: setup  ## the inference service at saturation, adapters coming and going; SECONDS=600
 	@$(BIN)/python -m tests.bench.soak

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -10,20 +10,20 @@ import grpc
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from murmura.api.dataset.v1 import dataset_pb2
 from murmura.api.dataset.v1 import expressions_pb2 as frames_pb2
+from services.common import rights
 from services.common.errors import MurmuraError, not_found
 from services.common.tokens import Principal
-from services.dataset import execution, frames, mock
+from services.dataset import batches, execution, frames, mock
 from services.dataset import expressions as ex
+from services.dataset.keys import HolderAway
 from services.dataset.registry import Registry
-from services.dataset.vault import Sealed, Vault
-
-# A message is one Arrow stream of about so many bytes; a single text is at most as long.
-CHUNK_BYTES = 1 << 20
-_ROW_BYTES = 16
+from services.dataset.sealing import Sealed
+from services.dataset.vault import Vault
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,10 @@ class Catalogue:
             return self.vault.derived(described.storage_id, f"checkpoint/{job}")
         except Sealed:
             raise _unreadable(described) from None
+        except HolderAway as away:
+            raise holder_away(away) from None
 
-    def read(self, described: Described, text_column: str, completion_column: str = "") -> Iterator[bytes]:
+    def read(self, described: Described, text_column: str, completion_column: str = "") -> Generator[bytes]:
         """Yield the rows of a frame as Arrow IPC streams of about a mebibyte.
 
         Args:
@@ -140,14 +142,78 @@ class Catalogue:
         kept = {"text": text_column} | ({"completion": completion_column} if completion_column else {})
         for column in kept.values():
             check_text_column(described.shape, column)
+        names = untouched(described.operations, tuple(schema_of(described.dataset)))
         try:
-            rows = self.vault.load(described.storage_id)
+            if names is not None:
+                yield from self._as_they_are(described, {name: names[column] for name, column in kept.items()})
+            else:
+                yield from _messages(self._made(described, kept))
         except Sealed:
             raise _unreadable(described) from None
-        slots = described.shape.slots
-        rows = rows.slice(slots.start, len(slots))
-        for part in execution.run(rows, described.units, described.operations, kept):
-            yield from _messages(part)
+        except HolderAway as away:
+            raise holder_away(away) from None
+
+    def require_openable(self, described: Described) -> None:
+        """Refuse what could not be read, before anything is set aside for reading it.
+
+        Raises:
+            MurmuraError: if the rows cannot be opened.
+        """
+        self.checkpoint_key(described, "")
+
+    def applied(self, described: Described) -> Iterator[tuple[dict[str, pl.Series], pl.Series]]:
+        """Yield the columns of a frame part by part, and for each row whether it lives.
+
+        Raises:
+            MurmuraError: if the rows cannot be opened.
+        """
+        try:
+            for rows in self.vault.read(described.storage_id, described.shape.slots):
+                yield execution.apply(rows, described.operations)
+        except Sealed:
+            raise _unreadable(described) from None
+        except HolderAway as away:
+            raise holder_away(away) from None
+
+    def _as_they_are(self, described: Described, kept: dict[str, str]) -> Iterator[bytes]:
+        """Pass columns on as they were stored: a piece at rest becomes a message without being taken apart."""
+        start = 0
+        for batch in self.vault.batches(described.storage_id, described.shape.slots):
+            units = described.units[start : start + batch.num_rows]
+            start += batch.num_rows
+            columns = {name: batch.column(column) for name, column in kept.items()}
+            lengths = [pc.fill_null(pc.binary_length(column), 0).to_numpy() for column in columns.values()]
+            # As in `execution.run`; nothing that is stored is too long.
+            alive = np.logical_and.reduce([length > 0 for length in lengths])
+            found = pa.record_batch({"unit": pa.array(units, pa.int64()), **columns})
+            if not alive.all():
+                found = found.filter(pa.array(alive))
+            if found.num_rows:
+                yield batches.stream_of(found)
+
+    def _made(self, described: Described, kept: dict[str, str]) -> Iterator[pl.DataFrame]:
+        """Put rows through the operations."""
+        start = 0
+        for rows in self.vault.read(described.storage_id, described.shape.slots):
+            units = described.units[start : start + rows.height]
+            start += rows.height
+            yield from execution.run(rows, units, described.operations, kept)
+
+
+def untouched(operations: Sequence[ex.Operation], columns: Sequence[str]) -> dict[str, str] | None:
+    """Return which stored column each column of a frame is, where operations make none and drop no row; else None.
+
+    Args:
+        operations: checked.
+        columns: of the dataset.
+    """
+    names = {name: name for name in columns}
+    for operation in operations:
+        if isinstance(operation, ex.Rename):
+            names = {operation.columns.get(name, name): column for name, column in names.items()}
+        elif not isinstance(operation, ex.Select | ex.Drop | ex.Slice):
+            return None
+    return names
 
 
 def _unreadable(described: Described) -> MurmuraError:
@@ -159,6 +225,18 @@ def _unreadable(described: Described) -> MurmuraError:
     )
 
 
+def holder_away(away: HolderAway) -> MurmuraError:
+    """Return the refusal of what needs a key whose holder does not answer."""
+    return MurmuraError(
+        grpc.StatusCode.UNAVAILABLE,
+        "DEPENDENCY_UNAVAILABLE",
+        f"The rows open with {away}, whose holder does not answer or refuses this service. Nothing was changed; try "
+        "again shortly, and tell the operator if it stays so.",
+        {"service": "key holder"},
+        retry_after_s=5,
+    )
+
+
 def units_within(units: NDArray[np.int64], slots: range) -> tuple[NDArray[np.int64], int]:
     """Number the units of some slots from 0, and count them. Slots alone decide: units whose rows all fail count too.
 
@@ -166,8 +244,11 @@ def units_within(units: NDArray[np.int64], slots: range) -> tuple[NDArray[np.int
         units: the unit's number of each slot of the dataset; shape (slots,).
         slots: those of the frame.
     """
-    present, numbers = np.unique(units[slots.start : slots.stop], return_inverse=True)
-    return numbers.astype(np.int64), len(present)
+    chosen = units[slots.start : slots.stop]
+    # Units are numbered without gaps, so marking them needs a byte each and no sorting of slots.
+    present = np.zeros(int(chosen.max()) + 1 if len(chosen) else 0, dtype=bool)
+    present[chosen] = True
+    return (np.cumsum(present) - 1)[chosen], int(present.sum())
 
 
 def schema_of(dataset: dataset_pb2.Dataset) -> dict[str, str]:
@@ -180,11 +261,11 @@ def schema_of(dataset: dataset_pb2.Dataset) -> dict[str, str]:
 
 def may_use(dataset: dataset_pb2.Dataset, principal: Principal) -> bool:
     """Say whether a principal may know of a dataset."""
-    if principal.has("steward", "operator", "service"):
+    if principal.has("service"):
         return True
     if principal.has("worker"):
-        return principal.claims.get("dataset") == dataset.name
-    return not dataset.policy.analysts or principal.subject in dataset.policy.analysts
+        return bool(principal.claims.get("dataset") == dataset.name)
+    return rights.may_use(dataset.policy.analysts, principal.subject, principal.roles)
 
 
 def check_text_column(shape: ex.Shape, name: str) -> None:
@@ -215,24 +296,16 @@ def unknown_column(name: str, columns: tuple[str, ...]) -> MurmuraError:
     )
 
 
-def _messages(rows: pl.DataFrame) -> Iterator[bytes]:
-    """Cut rows so that each message stays small, however the lengths of the texts are spread."""
-    texts = rows.drop("unit").get_columns()
-    sizes = [_ROW_BYTES + sum(lengths) for lengths in zip(*(t.str.len_bytes().to_list() for t in texts), strict=True)]
-    start, size = 0, 0
-    for index, bytes_of_row in enumerate(sizes):
-        if index > start and size + bytes_of_row > CHUNK_BYTES:
-            yield _ipc(rows.slice(start, index - start))
-            start, size = index, 0
-        size += bytes_of_row
-    if sizes:
-        yield _ipc(rows.slice(start))
-
-
-def _ipc(rows: pl.DataFrame) -> bytes:
-    types = {name: pa.int64() if name == "unit" else pa.string() for name in rows.columns}
-    table = pa.table({name: pa.array(rows[name].to_list(), kind) for name, kind in types.items()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+def _messages(parts: Iterator[pl.DataFrame]) -> Iterator[bytes]:
+    """Put parts together and cut them, so that messages are few and yet small, whatever the lengths of texts."""
+    waiting: list[pl.DataFrame] = []
+    held = 0
+    for part in parts:
+        waiting.append(part)
+        held += int(batches.sizes(part).sum())
+        if held >= batches.PIECE_BYTES:
+            *whole, rest = batches.cut(pl.concat(waiting))
+            yield from map(batches.stream, whole)
+            waiting, held = [rest], int(batches.sizes(rest).sum())
+    if waiting:
+        yield from map(batches.stream, batches.cut(pl.concat(waiting)))

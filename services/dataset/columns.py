@@ -16,6 +16,7 @@ import polars as pl
 from services.dataset import expressions as ex
 
 MOST_COLUMNS = 1_000
+_SHAPE = f"it must have at most {MOST_COLUMNS} columns with names of 1 to {ex.MOST_NAME} characters"
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _POLARS: dict[str, Any] = {
@@ -40,27 +41,65 @@ class Unreadable(ValueError):
         self.line = line
 
 
-def from_values(found: Mapping[str, list[Any]], lines: Sequence[int], declared: Mapping[str, str]) -> pl.DataFrame:
-    """Return columns of the values that JSON knows: text, numbers, true and false, null."""
-    columns = []
-    for name, values in found.items():
-        kinds = {_kind_of(value) for value in values} - {None}
-        kind = declared.get(name) or (ex.FLOAT if kinds == {ex.INTEGER, ex.FLOAT} else _kind_of(_first(values)))
-        columns.append(_column(name, kind or ex.STRING, values, lines, _fit))
-    return pl.DataFrame(columns)
+class Inference:
+    """Finds the types of columns from all their values, row by row, and then makes columns of them.
 
+    Args:
+        declared: types that the steward has promised, by column.
+        texts: whether values are texts that may stand for numbers, and an empty text is no value; else they are what
+            JSON knows: text, numbers, true and false, null.
+    """
 
-def from_texts(found: Mapping[str, list[str]], lines: Sequence[int], declared: Mapping[str, str]) -> pl.DataFrame:
-    """Return columns of texts that may stand for numbers; an empty text is no value."""
-    columns = []
-    for name, texts in found.items():
-        kind = declared.get(name) or next(
-            kind
-            for kind in (ex.INTEGER, ex.FLOAT, ex.BOOLEAN, ex.STRING)
-            if kind == ex.STRING or (any(texts) and all(_parse(kind, text) is not None for text in texts if text))
-        )
-        columns.append(_column(name, kind, [text or None for text in texts], lines, _parse))
-    return pl.DataFrame(columns)
+    def __init__(self, declared: Mapping[str, str], *, texts: bool) -> None:
+        self._declared = declared
+        self._texts = texts
+        self._kinds: dict[str, list[str]] = {}
+
+    def see(self, row: Mapping[str, Any]) -> None:
+        """Take a row into account.
+
+        Raises:
+            Unreadable: if there are too many columns.
+        """
+        for name, value in row.items():
+            kinds = self._kinds.get(name)
+            if kinds is None:
+                kinds = self._kinds[name] = []
+                if len(self._kinds) > MOST_COLUMNS:
+                    raise Unreadable(_SHAPE)
+            if name in self._declared:
+                continue
+            if not self._texts:
+                kind = _kind_of(value)
+                if kind is not None and kind not in kinds:
+                    kinds.append(kind)
+            elif value:
+                # What all texts so far can be read as, the narrowest first.
+                candidates = kinds or [ex.INTEGER, ex.FLOAT, ex.BOOLEAN, ex.STRING]
+                while candidates[0] != ex.STRING and _parse(candidates[0], value) is None:
+                    candidates = candidates[1:]
+                self._kinds[name] = candidates
+
+    def types(self) -> dict[str, str]:
+        """Return the type of each column, in the order in which they came."""
+        found = {}
+        for name, kinds in self._kinds.items():
+            mixed = not self._texts and set(kinds) == {ex.INTEGER, ex.FLOAT}
+            found[name] = self._declared.get(name) or (ex.FLOAT if mixed else kinds[0] if kinds else ex.STRING)
+        return found
+
+    def frame(self, rows: Sequence[Mapping[str, Any]], lines: Sequence[int], types: Mapping[str, str]) -> pl.DataFrame:
+        """Return some rows as columns of the types that were found.
+
+        Raises:
+            Unreadable: if a value does not fit; names its line and column.
+        """
+        read = _parse if self._texts else fit
+        columns = []
+        for name, kind in types.items():
+            values = [row.get(name) for row in rows]
+            columns.append(column(name, kind, [v or None for v in values] if self._texts else values, lines, read))
+        return pl.DataFrame(columns)
 
 
 def from_table(table: pl.DataFrame, lines: Sequence[int], declared: Mapping[str, str]) -> pl.DataFrame:
@@ -99,19 +138,25 @@ def type_of(series: pl.Series) -> str:
     raise Unreadable(f"column {series.name!r} has a type that is not supported; make it text, a number or a timestamp")
 
 
-def check(rows: pl.DataFrame, lines: Sequence[int], unit_column: str, declared: Mapping[str, str]) -> None:
-    """Check what every dataset must hold.
+def check_shape(types: Mapping[str, str], unit_column: str, declared: Mapping[str, str]) -> None:
+    """Check what the columns of every dataset must be.
 
     Raises:
-        Unreadable: if it does not; does not list columns, since the first row of a file without a header is data.
+        Unreadable: if they are not; does not list columns, since the first row of a file without a header is data.
     """
-    if not rows.height:
-        raise Unreadable("the file holds no row")
-    if rows.width > MOST_COLUMNS or not all(0 < len(name) <= ex.MOST_NAME for name in rows.columns):
-        raise Unreadable(f"it must have at most {MOST_COLUMNS} columns with names of 1 to {ex.MOST_NAME} characters")
+    if len(types) > MOST_COLUMNS or not all(0 < len(name) <= ex.MOST_NAME for name in types):
+        raise Unreadable(_SHAPE)
     for name in (unit_column, *declared):
-        if name not in rows.columns:
+        if name not in types:
             raise Unreadable(f"there is no column {name!r}; is the header there, and is the name spelt so?")
+
+
+def check_rows(rows: pl.DataFrame, lines: Sequence[int], unit_column: str) -> None:
+    """Check what every row must hold.
+
+    Raises:
+        Unreadable: if one does not; names its line and column.
+    """
     for series in rows.get_columns():
         if series.dtype == pl.String:
             long = (series.str.len_bytes() > ex.MOST_TEXT_BYTES).arg_true()
@@ -133,19 +178,31 @@ def moment(text: str) -> datetime:
     return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
 
 
-def _column(
-    name: str, kind: str, values: Sequence[Any], lines: Sequence[int], fit: Callable[[str, Any], Any]
+def column(
+    name: str, kind: str, values: Sequence[Any], lines: Sequence[int], read: Callable[[str, Any], Any]
 ) -> pl.Series:
+    """Return values as a column.
+
+    Args:
+        name: of the column.
+        kind: its type.
+        values: as the source has them; None where there is none.
+        lines: of each value, for what is said of one that does not fit.
+        read: makes a value of the kind, or None where it is none.
+
+    Raises:
+        Unreadable: if a value does not fit; names its line and column.
+    """
     fitted = []
     for line, value in zip(lines, values, strict=True):
-        fits = None if value is None else fit(kind, value)
+        fits = None if value is None else read(kind, value)
         if fits is None and value is not None:
             raise _broken(name, line, f"not a {kind} that this service keeps, as the rest of the column is")
         fitted.append(fits)
     return pl.Series(name, fitted, dtype=_POLARS[kind])
 
 
-def _fit(kind: str, value: Any) -> Any:
+def fit(kind: str, value: Any) -> Any:
     """Return a JSON value as one of a kind, or None where it is none."""
     if kind == ex.FLOAT and _kind_of(value) == ex.INTEGER:
         return float(value) if abs(value) < 1 << 53 else None
@@ -189,10 +246,6 @@ def _kind_of(value: Any) -> str | None:
         return ex.BOOLEAN
     kinds = {int: ex.INTEGER, float: ex.FLOAT, str: ex.STRING}
     return kinds.get(type(value))
-
-
-def _first(values: Sequence[Any]) -> Any:
-    return next((value for value in values if value is not None), None)
 
 
 def _has_zone(series: pl.Series) -> bool:

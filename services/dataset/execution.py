@@ -1,6 +1,6 @@
 """Run a frame on real rows, with Polars.
 
-The results equal plain Python's string semantics (a property test compares them). Where Python would raise, the row is
+The results equal plain Python's (property tests compare them). Where Python would raise, the row is
 dead from there on: nothing later revives it, and it is left out at the end, silently, since which rows and how many is
 private. Columns are kept by name in a dict, never under an analyst's name in Polars, which reads some names (`*`,
 `^…$`) as patterns; and the units are no column at all, so nothing an analyst names can reach them.
@@ -8,7 +8,7 @@ private. Columns are kept by name in a dict, never under an analyst's name in Po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from services.dataset import expressions as ex
+from services.dataset import texts, values
 
 # Rows that are worked on at once: bounds what an expression that makes texts long can make the service hold.
 ROWS_AT_ONCE = 64
-# No list is as long, so that an index beyond is an index at which there is nothing.
-_FAR = 1 << 31
-# What str.strip() removes: Unicode white space as Python sees it.
-WHITESPACE = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000 and chr(code).isspace())
-
-_NO_TEXT = pl.lit("")
-_NO_TEXTS = pl.lit(pl.Series([[]], dtype=pl.List(pl.String))).first()
 
 
 def run(
@@ -96,106 +90,24 @@ def evaluate(expression: ex.Expression, columns: Mapping[str, pl.Series], height
     if isinstance(expression, ex.Column):
         return columns[expression.name]
     if isinstance(expression, ex.Literal):
-        return pl.Series([expression.value] * height)
-    subject, *rest = expression.arguments
+        return values.constant(expression.value, height)
+    function, (subject, *rest) = expression.function, expression.arguments
     value = evaluate(subject, columns, height)
-    if ex.ALLOWED[expression.function].open_ended:
+    if function in ("STRING_CONCAT", "AND", "OR"):
         for item in rest:
-            value = _combine(expression.function, value, evaluate(item, columns, height))
+            value = texts.combine(function, value, evaluate(item, columns, height))
         return value
-    constants = [item.value for item in rest if isinstance(item, ex.Literal)]
-    called = _call(expression.function, pl.col("subject"), constants)
-    return pl.DataFrame([value.alias("subject")]).select(called).to_series()
-
-
-def _combine(function: str, one: pl.Series, other: pl.Series) -> pl.Series:
-    if function == "AND":
-        return one & other
-    if function == "OR":
-        return one | other
-    pair = pl.DataFrame([one.alias("one"), other.alias("other")])
-    one_column, other_column = pl.col("one"), pl.col("other")
-    length = one_column.str.len_bytes().cast(pl.Int64) + other_column.str.len_bytes().cast(pl.Int64)
-    return pair.select(_if_short(one_column, length, _NO_TEXT, lambda text: text + other_column)).to_series()
-
-
-def _call(function: str, subject: pl.Expr, constants: list[Any]) -> pl.Expr:
-    first: Any = constants[0] if constants else None
-    match function:
-        case "STRING_SPLIT":
-            return subject.str.split(first)
-        case "LIST_GET":
-            return subject.list.get(max(-_FAR, min(first, _FAR - 1)), null_on_oob=True)
-        case "LIST_JOIN":
-            length = subject.list.len().cast(pl.Int64) * _bytes(first)
-            return _if_short(subject, length, _NO_TEXTS, lambda texts: texts.list.join(first))
-        case "STRING_STRIP":
-            return subject.str.strip_chars(WHITESPACE if first is None else first)
-        case "STRING_STRIP_START":
-            return subject.str.strip_chars_start(WHITESPACE if first is None else first)
-        case "STRING_STRIP_END":
-            return subject.str.strip_chars_end(WHITESPACE if first is None else first)
-        case "STRING_LOWER":
-            return _as_python_does(subject, str.lower)
-        case "STRING_UPPER":
-            return _as_python_does(subject, str.upper)
-        case "STRING_REPLACE":
-            return _replace(subject, first, constants[1])
-        case "STRING_SLICE":
-            return _slice(subject, *[*constants, None, None][:2])
-        case "STRING_CONTAINS":
-            return subject.str.contains(first, literal=True)
-        case "STRING_STARTS_WITH":
-            return subject.str.starts_with(first)
-        case "STRING_ENDS_WITH":
-            return subject.str.ends_with(first)
-        case "STRING_LENGTH":
-            return subject.str.len_chars().cast(pl.Int64)
-        case "NOT":
-            return ~subject
-    raise ex.Rejected(function, f"{function} passed the check and cannot run")
-
-
-def _as_python_does(subject: pl.Expr, method: Callable[[str], str]) -> pl.Expr:
-    """Change case with Python itself: Polars follows another version of Unicode, and knows other letters."""
-
-    def change(texts: pl.Series) -> pl.Series:
-        return pl.Series(texts.name, [None if text is None else method(text) for text in texts], dtype=pl.String)
-
-    return subject.map_batches(change, return_dtype=pl.String, is_elementwise=True)
-
-
-def _replace(subject: pl.Expr, old: str, new: str) -> pl.Expr:
-    found = subject.str.count_matches(old, literal=True).cast(pl.Int64)
-    length = subject.str.len_bytes().cast(pl.Int64) + found * (_bytes(new) - _bytes(old))
-    return _if_short(subject, length, _NO_TEXT, lambda text: text.str.replace_all(old, new, literal=True))
-
-
-def _if_short(subject: pl.Expr, length: pl.Expr, nothing: pl.Expr, make: Callable[[pl.Expr], pl.Expr]) -> pl.Expr:
-    """Make something of the subject where it stays within bounds; elsewhere there is no value.
-
-    Asked before it is made: a few chained replacements could otherwise ask for more than any memory. What is too long
-    is replaced by nothing first, and not only masked: Polars works on what lies behind a mask as well.
-    """
-    fits = length <= ex.MOST_TEXT_BYTES
-    return pl.when(fits).then(make(pl.when(fits).then(subject).otherwise(nothing)))
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode())
-
-
-def _slice(subject: pl.Expr, start: int | None, stop: int | None) -> pl.Expr:
-    """Slice characters as Python does: bounds beyond the ends are the ends, negative ones count from the end."""
-    length = subject.str.len_chars().cast(pl.Int64)
-
-    def bound(value: int | None, default: pl.Expr) -> pl.Expr:
-        if value is None:
-            return default
-        if value < 0:
-            return pl.max_horizontal(length + value, pl.lit(0))
-        return pl.min_horizontal(pl.lit(value), length)
-
-    first = bound(start, pl.lit(0))
-    width = pl.max_horizontal(bound(stop, length) - first, pl.lit(0))
-    return subject.str.slice(first, width)
+    while rest and isinstance(rest[-1], ex.Literal) and rest[-1].value is None and function != "IF":
+        rest.pop()
+    if function in values.HERE:
+        return values.call(function, [value, *(evaluate(item, columns, height) for item in rest)])
+    series = [value.alias("subject")]
+    arguments: list[Any] = []
+    for item in rest:
+        if isinstance(item, ex.Literal):
+            arguments.append(item.value)
+        else:
+            name = f"argument {len(arguments)}"
+            series.append(evaluate(item, columns, height).alias(name))
+            arguments.append(pl.col(name))
+    return pl.DataFrame(series).select(texts.call(function, pl.col("subject"), arguments)).to_series()

@@ -6,22 +6,48 @@ stays a unit, and each is total: where plain Python would raise, the value is mi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
-STRING, INTEGER, FLOAT, BOOLEAN, TIMESTAMP, STRING_LIST = [
-    "STRING",
-    "INTEGER",
-    "FLOAT",
+from services.dataset import patterns
+from services.dataset.signatures import (
+    ALLOWED,
+    BOOLEAN,
+    COMMON,
+    FLOAT,
+    INTEGER,
+    NULL,
+    NUMBERS,
+    STRING,
+    STRING_LIST,
+    TIMESTAMP,
+    Signature,
+)
+
+__all__ = [
+    "ALLOWED",
     "BOOLEAN",
-    "TIMESTAMP",
+    "COMMON",
+    "FLOAT",
+    "INTEGER",
+    "NULL",
+    "STRING",
     "STRING_LIST",
+    "TIMESTAMP",
+    "Signature",
 ]
+
 MOST_DEPTH = 60
 MOST_NODES = 2_000
+# Of all the expressions of one frame.
+MOST_FRAME_NODES = 10_000
 MOST_NAME = 200
 # No text may grow beyond this, in bytes of UTF-8: a row that would is a row on which the expression fails.
 MOST_TEXT_BYTES = 1 << 20
+# No list of texts may have more.
+MOST_PIECES = 1 << 16
 
 
 class Rejected(ValueError):
@@ -62,7 +88,7 @@ class Column:
 class Literal:
     """A constant; None is null."""
 
-    value: str | int | float | bool | None
+    value: str | int | float | bool | datetime | None
 
 
 @dataclass(frozen=True)
@@ -74,51 +100,6 @@ class Call:
 
 
 Expression = Column | Literal | Call
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What an operation takes and gives.
-
-    Attributes:
-        subject: type of the first argument.
-        constants: types of the further ones, which must be constants unless `open_ended`.
-        optional: how many of the constants may be left out or null.
-        result: type of the value.
-        open_ended: any number of further arguments of the subject's type, which may be expressions.
-    """
-
-    subject: str
-    constants: tuple[str, ...]
-    result: str
-    optional: int = 0
-    open_ended: bool = False
-
-
-ALLOWED: dict[str, Signature] = {
-    "STRING_SPLIT": Signature(STRING, (STRING,), STRING_LIST),
-    "LIST_GET": Signature(STRING_LIST, (INTEGER,), STRING),
-    "LIST_JOIN": Signature(STRING_LIST, (STRING,), STRING),
-    "STRING_STRIP": Signature(STRING, (STRING,), STRING, optional=1),
-    "STRING_STRIP_START": Signature(STRING, (STRING,), STRING, optional=1),
-    "STRING_STRIP_END": Signature(STRING, (STRING,), STRING, optional=1),
-    "STRING_LOWER": Signature(STRING, (), STRING),
-    "STRING_UPPER": Signature(STRING, (), STRING),
-    "STRING_REPLACE": Signature(STRING, (STRING, STRING), STRING),
-    "STRING_SLICE": Signature(STRING, (INTEGER, INTEGER), STRING, optional=2),
-    "STRING_CONCAT": Signature(STRING, (), STRING, open_ended=True),
-    "STRING_CONTAINS": Signature(STRING, (STRING,), BOOLEAN),
-    "STRING_STARTS_WITH": Signature(STRING, (STRING,), BOOLEAN),
-    "STRING_ENDS_WITH": Signature(STRING, (STRING,), BOOLEAN),
-    "STRING_LENGTH": Signature(STRING, (), INTEGER),
-    "NOT": Signature(BOOLEAN, (), BOOLEAN),
-    "AND": Signature(BOOLEAN, (), BOOLEAN, open_ended=True),
-    "OR": Signature(BOOLEAN, (), BOOLEAN, open_ended=True),
-}
-_NEEDS_TEXT = {
-    "STRING_SPLIT": "an empty separator fails on every text",
-    "STRING_REPLACE": "the old text is empty",
-}
 
 
 def check(expression: Expression, schema: Mapping[str, str]) -> str:
@@ -135,7 +116,7 @@ def check(expression: Expression, schema: Mapping[str, str]) -> str:
         Rejected: if it uses what is not on the allow-list, is too large, or does not fit.
         UnknownColumn: if it names a column that does not exist.
     """
-    if _nodes(expression) > MOST_NODES:
+    if nodes(expression) > MOST_NODES:
         raise Rejected("expression", f"it has more than {MOST_NODES} parts")
     return _check(expression, schema, MOST_DEPTH)
 
@@ -155,46 +136,72 @@ def _check(expression: Expression, schema: Mapping[str, str], depth: int) -> str
             expression.function,
             f"{expression.function} is not in this release; there are {', '.join(ALLOWED)}",
         )
-    subject, *rest = expression.arguments or (Literal(None),)
-    found = _check(subject, schema, depth - 1)
-    if found != signature.subject:
-        raise Rejected(expression.function, f"{expression.function} takes a {signature.subject}, not a {found}")
-    if signature.open_ended:
-        for argument in rest:
-            if _check(argument, schema, depth - 1) != signature.subject:
-                raise Rejected(expression.function, f"{expression.function} takes only {signature.subject}s")
-    else:
-        _check_constants(expression.function, signature, rest)
+    arguments = expression.arguments
+    kinds = [_check(argument, schema, depth - 1) for argument in arguments]
+    _check_arguments(expression.function, signature, arguments, kinds)
+    try:
+        patterns.check(expression.function, [one.value if isinstance(one, Literal) else None for one in arguments])
+    except patterns.Unsound as unsound:
+        raise Rejected(expression.function, str(unsound)) from None
+    if expression.function == "CAST":
+        return str(arguments[1].value) if isinstance(arguments[1], Literal) else NULL
+    if expression.function == "ROUND" and (len(kinds) < 2 or kinds[1] == NULL):
+        return INTEGER
+    if signature.result == COMMON:
+        return _common(expression.function, [kinds[position] for position in signature.alike])
     return signature.result
 
 
-def _check_constants(function: str, signature: Signature, rest: list[Expression]) -> None:
-    least, most = len(signature.constants) - signature.optional, len(signature.constants)
-    if not least <= len(rest) <= most:
-        raise Rejected(function, f"{function} takes {least} to {most} further arguments, not {len(rest)}")
-    for position, (argument, expected) in enumerate(zip(rest, signature.constants, strict=False)):
-        if not isinstance(argument, Literal):
-            raise Rejected(function, f"argument {position + 2} of {function} must be a constant")
-        if argument.value is None and position >= least:
+def _check_arguments(function: str, signature: Signature, arguments: tuple[Expression, ...], kinds: list[str]) -> None:
+    most = len(signature.arguments)
+    least = most - signature.optional
+    if len(kinds) < least or (len(kinds) > most and not signature.open_ended):
+        raise Rejected(function, f"{function} takes {least} to {most} arguments, not {len(kinds)}")
+    for position, (argument, kind) in enumerate(zip(arguments, kinds, strict=True)):
+        place = min(position, most - 1)
+        if place in signature.constants and not isinstance(argument, Literal):
+            raise Rejected(function, f"argument {position + 1} of {function} must be a constant")
+        if kind == NULL and place >= least and not signature.open_ended:
             continue
-        if _literal_type(argument) != expected:
-            raise Rejected(function, f"argument {position + 2} of {function} must be a {expected}")
-        if function in _NEEDS_TEXT and position == 0 and argument.value == "":
-            raise Rejected(function, f"{function}: {_NEEDS_TEXT[function]}")
+        if kind not in signature.arguments[place]:
+            allowed = " or ".join(signature.arguments[place])
+            raise Rejected(function, f"argument {position + 1} of {function} must be a {allowed}, not a {kind}")
+    if signature.open_ended and signature.alike:
+        _common(function, kinds)
+    elif signature.alike:
+        _common(function, [kinds[position] for position in signature.alike])
+
+
+def _common(function: str, kinds: list[str]) -> str:
+    """Return the type that values of some types have in common; numbers are floats if one is."""
+    known = {kind for kind in kinds if kind != NULL}
+    if known and known <= set(NUMBERS):
+        return FLOAT if FLOAT in known else INTEGER
+    if len(known) != 1:
+        raise Rejected(function, f"{function} takes values of one type, not {' and '.join(kinds)}")
+    return known.pop()
 
 
 def _literal_type(literal: Literal) -> str:
-    value = literal.value
+    if isinstance(literal.value, float) and not math.isfinite(literal.value):
+        raise Rejected("literal", "a constant must be finite")
+    return type_of(literal.value)
+
+
+def type_of(value: object) -> str:
+    """Return the type of a constant."""
     if isinstance(value, bool):
         return BOOLEAN
     if isinstance(value, int):
         return INTEGER
     if isinstance(value, float):
         return FLOAT
-    return STRING if isinstance(value, str) else "NULL"
+    if isinstance(value, datetime):
+        return TIMESTAMP
+    return STRING if isinstance(value, str) else NULL
 
 
-def _nodes(expression: Expression) -> int:
+def nodes(expression: Expression) -> int:
     """Count the parts of a tree without recursion, so that a deep one is refused rather than overflows."""
     count, waiting = 0, [expression]
     while waiting:
@@ -300,7 +307,7 @@ def after(shape: Shape, operation: Operation) -> Shape:
         return shape
     _sound(operation.column, "assign")
     kind = check(operation.expression, schema)
-    if kind in (STRING_LIST, "NULL"):
+    if kind in (STRING_LIST, NULL):
         raise Rejected("assign", f"a column cannot hold a {kind}")
     return Shape({**schema, operation.column: kind}, shape.slots)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from murmura.api.dataset.v1 import expressions_pb2 as pb
 from services.dataset import expressions as ex
 
@@ -10,9 +14,17 @@ def operations(frame: pb.Frame) -> list[ex.Operation]:
     """Return the operations of a frame.
 
     Raises:
-        services.dataset.expressions.Rejected: if one is empty.
+        services.dataset.expressions.Rejected: if one is empty, or all of them are too large.
     """
-    return [_operation(item) for item in frame.operations]
+    made = [_operation(item) for item in frame.operations]
+    trees = [
+        item.expression if isinstance(item, ex.Assign) else item.predicate
+        for item in made
+        if isinstance(item, ex.Assign | ex.Filter)
+    ]
+    if sum(map(ex.nodes, trees)) > ex.MOST_FRAME_NODES:
+        raise ex.Rejected("frame", f"its expressions have more than {ex.MOST_FRAME_NODES} parts in all")
+    return made
 
 
 def _operation(message: pb.Operation) -> ex.Operation:
@@ -48,7 +60,7 @@ def expression(message: pb.Expression) -> ex.Expression:
     if kind == "literal":
         field = message.literal.WhichOneof("value")
         if field == "timestamp_value":
-            raise ex.Rejected("literal", "timestamps are not in this release")
+            return ex.Literal(_moment(message.literal.timestamp_value))
         return ex.Literal(getattr(message.literal, field) if field else None)
     if kind == "call":
         if message.call.function not in pb.Function.values():
@@ -56,3 +68,11 @@ def expression(message: pb.Expression) -> ex.Expression:
         name = pb.Function.Name(message.call.function).removeprefix("FUNCTION_")
         return ex.Call(name, tuple(expression(item) for item in message.call.arguments))
     raise ex.Rejected("expression", "an expression is empty")
+
+
+def _moment(message: Timestamp) -> datetime:
+    """Return an instant as columns hold it: UTC, without a zone."""
+    try:
+        return message.ToDatetime()
+    except (ValueError, OverflowError):
+        raise ex.Rejected("literal", "a timestamp lies outside the years 1 to 9999") from None

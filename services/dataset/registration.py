@@ -1,22 +1,21 @@
 """Registering: from a steward's request and the rows of a source to what will be kept.
 
-The order makes a crash harmless wherever it falls. The account is opened first, by a request whose id follows from its
-terms; then the rows are sealed under an id that follows from the steward's request; last, one transaction lets the
-dataset be seen and remembers the answer. Whoever retries passes the same points again; what a registration that nobody
-retries has left is swept away at the next start.
+The order makes a crash harmless wherever it falls. Rows are sealed as they come, under a key that is only in memory;
+then the account is opened, by a request whose id follows from its terms; then rows and key get their place, under an
+id that follows from the steward's request; last, one transaction lets the dataset be seen and remembers the answer.
+Whoever retries passes the same points again; what a registration that nobody retries has left is swept away at the
+next start.
 """
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import grpc
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from murmura.api.dataset.v1 import dataset_pb2
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
@@ -25,9 +24,12 @@ from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.common.errors import MurmuraError, invalid
 from services.common.requests import body_hash
 from services.common.tokens import Principal
-from services.dataset import columns, mock, sources
+from services.dataset import columns, mock
 from services.dataset import expressions as ex
 from services.dataset.catalogue import Catalogue
+from services.dataset.sources import Sources
+from services.dataset.units import Units
+from services.dataset.vault import Incoming
 
 _NAMESPACE = uuid.UUID("d1f5a8f0-4f0d-5b8e-8a3a-1f7c0e9d2b44")
 LINEAGE_CHARACTERS = 20
@@ -43,15 +45,15 @@ class Prepared:
 
     Attributes:
         resource: what is public of it; its account is not known yet.
-        rows: one line a slot.
-        units: the unit's number of each slot; shape (slots,).
+        rows: encrypted, and read by nobody before they are kept.
+        units: the unit's number of each slot, packed.
         fingerprint: of the content.
         storage_id: where the rows will be.
     """
 
     resource: dataset_pb2.Dataset
-    rows: pl.DataFrame = field(repr=False)
-    units: NDArray[np.int64] = field(repr=False)
+    rows: Incoming = field(repr=False)
+    units: bytes = field(repr=False)
     fingerprint: str
     storage_id: str
 
@@ -62,16 +64,8 @@ def check(request: pb.RegisterDatasetRequest, catalogue: Catalogue, steward: Pri
     Raises:
         MurmuraError: if something is wrong with the request.
     """
-    kind = request.source.WhichOneof("kind")
-    if kind == "sql":
-        raise MurmuraError(
-            grpc.StatusCode.UNIMPLEMENTED,
-            "NOT_IN_THIS_RELEASE",
-            "Databases are not in this release. Export the table as Parquet, CSV or JSON Lines and register the file.",
-            {"feature": "SqlSource"},
-        )
-    if kind is None:
-        raise invalid("source", "must name a file")
+    if request.source.WhichOneof("kind") is None:
+        raise invalid("source", "must name a file or a table")
     if request.derived_from:
         catalogue.visible(request.derived_from, steward)
     seen: set[str] = set()
@@ -96,46 +90,72 @@ def check(request: pb.RegisterDatasetRequest, catalogue: Catalogue, steward: Pri
         )
 
 
-def prepare(request: pb.RegisterDatasetRequest, catalogue: Catalogue, steward: Principal) -> Iterator[int | Prepared]:
+def prepare(
+    request: pb.RegisterDatasetRequest, catalogue: Catalogue, sources: Sources, steward: Principal
+) -> Generator[int | Prepared]:
     """Read the source: yields the number of rows now and then, and at last what is to be kept.
+
+    Rows are encrypted as they come, so that memory does not grow with them. Close the generator when what it gave was
+    kept, or will not be: it leaves nothing that was not.
 
     Raises:
         MurmuraError: if the source is broken; names a line and a column, never content.
     """
     declared = {column.name: _DECLARABLE[column.type] for column in request.columns}
+    storage_id = hashlib.sha256(f"{request.request_id.lower()} {body_hash(request)}".encode()).hexdigest()[:24]
+    units, fingerprint, empty = Units(), catalogue.vault.fingerprint(), None
+    incoming = catalogue.vault.incoming(storage_id)
     try:
-        for item in sources.read(request.source.file, request.privacy_unit_column, declared):
+        for item in sources.read(request.source, request.privacy_unit_column, declared, catalogue.vault):
             if isinstance(item, int):
                 yield item
-            else:
-                yield _prepared(request, catalogue, steward, item)
+                continue
+            units.add(item.get_column(request.privacy_unit_column))
+            fingerprint.add(item)
+            incoming.add(item)
+            empty = item.clear()
+        assert empty is not None  # noqa: S101 - a source without a row is unreadable
+        digest = fingerprint.hexdigest()
+        resource = _resource(request, empty, units, steward)
+        resource.lineage = _lineage(request, catalogue, steward, digest)
+        yield Prepared(resource, incoming, units.packed(), digest, storage_id)
     except columns.Unreadable as problem:
+        place = describe(request.source)
         raise MurmuraError(
             grpc.StatusCode.INVALID_ARGUMENT,
             "SOURCE_UNREADABLE",
-            f"{request.source.file.url}: {problem}. Nothing was registered.",
-            {"source": request.source.file.url, "line": str(problem.line)},
+            f"{place}: {problem}. Nothing was registered.",
+            {"source": place, "line": str(problem.line)},
         ) from None
+    finally:
+        incoming.discard()
+        fingerprint.close()
+        units.close()
 
 
-def _prepared(
-    request: pb.RegisterDatasetRequest, catalogue: Catalogue, steward: Principal, rows: pl.DataFrame
-) -> Prepared:
+def describe(source: dataset_pb2.Source) -> str:
+    """Return how a steward has named a source."""
+    if source.WhichOneof("kind") == "sql":
+        return f"table {source.sql.table!r} of connection {source.sql.connection!r}"
+    return source.file.url
+
+
+def _resource(
+    request: pb.RegisterDatasetRequest, empty: pl.DataFrame, units: Units, steward: Principal
+) -> dataset_pb2.Dataset:
+    """Return what is public of a dataset; `empty` has its columns and no row."""
     said = {column.name: column for column in request.columns}
-    units = number_units(rows.get_column(request.privacy_unit_column))
-    fingerprint = catalogue.vault.fingerprint(rows)
     resource = dataset_pb2.Dataset(
         name=f"datasets/{request.dataset_id}",
         display_name=request.display_name,
-        lineage=_lineage(request, catalogue, steward, fingerprint),
         privacy_unit_column=request.privacy_unit_column,
-        row_count=rows.height,
-        unit_count=int(units.max()) + 1,
+        row_count=units.slots,
+        unit_count=units.count,
         state=dataset_pb2.DATASET_STATE_READY,
         policy=request.policy,
         owner=steward.subject,
     )
-    for series in rows.get_columns():
+    for series in empty.get_columns():
         column = resource.schema.columns.add(
             name=series.name, type=frames_pb2.ValueType.Value(f"VALUE_TYPE_{columns.type_of(series)}")
         )
@@ -143,8 +163,7 @@ def _prepared(
             column.description = said[series.name].description
             column.public_values.extend(said[series.name].public_values)
     resource.create_time.GetCurrentTime()
-    storage_id = hashlib.sha256(f"{request.request_id.lower()} {body_hash(request)}".encode()).hexdigest()[:24]
-    return Prepared(resource, rows, units, fingerprint, storage_id)
+    return resource
 
 
 def _lineage(request: pb.RegisterDatasetRequest, catalogue: Catalogue, steward: Principal, fingerprint: str) -> str:
@@ -195,12 +214,3 @@ def opening(resource: dataset_pb2.Dataset) -> ledger_service_pb2.OpenAccountRequ
         )
     request.request_id = str(uuid.uuid5(_NAMESPACE, request.SerializeToString(deterministic=True).hex()))
     return request
-
-
-def number_units(values: pl.Series) -> NDArray[np.int64]:
-    """Number the privacy units in the order of their first slots; shape (slots,).
-
-    The numbers are pseudonyms: they say which slots share a unit, which is public, and nothing of who it is.
-    """
-    numbers: dict[object, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values.to_list()], dtype=np.int64)

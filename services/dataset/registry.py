@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import zlib
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
 from murmura.api.dataset.v1 import dataset_pb2
+from services.dataset.units import unpack
 
-VERSION = 2
+VERSION = 3
+# The version before kept no policies: what stands is then the first.
+_UPGRADED = 2
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS datasets (
@@ -35,6 +38,13 @@ CREATE TABLE IF NOT EXISTS requests (
 CREATE TABLE IF NOT EXISTS contents (
     fingerprint TEXT PRIMARY KEY,
     lineage TEXT NOT NULL
+) STRICT;
+-- Outlives its datasets: who allowed what, and when, is asked afterwards. `message` is a PolicyVersion.
+CREATE TABLE IF NOT EXISTS policies (
+    dataset TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    message BLOB NOT NULL,
+    PRIMARY KEY (dataset, version)
 ) STRICT;
 PRAGMA user_version = {VERSION};
 COMMIT;
@@ -66,9 +76,11 @@ class Registry:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         tables = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if tables and self._connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0] if tables else VERSION
+        if found not in (VERSION, _UPGRADED):
             raise Outdated(f"{path.name} was written by another version of this service")
         self._connection.executescript(_SCHEMA)
+        self._number_policies()
 
     def answer(self, request_id: str) -> tuple[str, bytes] | None:
         """Return the body hash and the serialized answer of a request that was served, or None."""
@@ -101,7 +113,15 @@ class Registry:
         """Return the unit's number of each slot; shape (slots,)."""
         with self._lock:
             row = self._connection.execute("SELECT units FROM datasets WHERE storage_id = ?", (storage_id,)).fetchone()
-        return np.frombuffer(zlib.decompress(row[0]), dtype="<i8")
+        return unpack(row[0])
+
+    def policies(self, name: str) -> list[dataset_pb2.PolicyVersion]:
+        """Return every version of a dataset's policy, newest first."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT message FROM policies WHERE dataset = ? ORDER BY version DESC", (name,)
+            ).fetchall()
+        return [dataset_pb2.PolicyVersion.FromString(row[0]) for row in rows]
 
     def lineage(self, fingerprint: str) -> str | None:
         """Return the lineage that content has had before, or None."""
@@ -115,7 +135,7 @@ class Registry:
         self,
         resource: dataset_pb2.Dataset,
         storage_id: str,
-        units: NDArray[np.int64],
+        units: bytes,
         fingerprint: str,
         request: tuple[str, str, bytes],
     ) -> None:
@@ -124,42 +144,70 @@ class Registry:
         Args:
             resource: what is public of it.
             storage_id: where its rows are.
-            units: the unit's number of each slot; shape (slots,).
+            units: the unit's number of each slot, packed.
             fingerprint: of its content.
             request: id, body hash and serialized answer.
 
         Raises:
             OtherLineage: if another registration of the same content came first, with another account.
         """
-        packed = zlib.compress(units.astype("<i8").tobytes())
         self._write(
             request,
             (
                 "INSERT INTO datasets VALUES (?, ?, ?, ?)",
-                (resource.name, storage_id, resource.SerializeToString(), packed),
+                (resource.name, storage_id, resource.SerializeToString(), units),
             ),
             ("INSERT OR IGNORE INTO contents VALUES (?, ?)", (fingerprint, resource.lineage)),
+            _policy(resource, resource.owner, resource.create_time),
             content=(fingerprint, resource.lineage),
         )
 
-    def update(self, resource: dataset_pb2.Dataset, request: tuple[str, str, bytes]) -> None:
-        """Write what is public of a dataset anew, and the answer to the request that changed it."""
+    def update(self, resource: dataset_pb2.Dataset, author: str, request: tuple[str, str, bytes]) -> None:
+        """Write a dataset with another version of its policy, and the answer to the request that changed it.
+
+        Args:
+            resource: what is public of it; its `policy_version` is the new one.
+            author: who changed it.
+            request: id, body hash and serialized answer.
+        """
+        now = Timestamp()
+        now.GetCurrentTime()
         self._write(
             request,
             ("UPDATE datasets SET resource = ? WHERE name = ?", (resource.SerializeToString(), resource.name)),
+            _policy(resource, author, now),
         )
 
     def delete(self, name: str, request: tuple[str, str, bytes]) -> None:
         """Forget a dataset; remembers its content's lineage and the request."""
         self._write(request, ("DELETE FROM datasets WHERE name = ?", (name,)))
 
+    def remember(self, request: tuple[str, str, bytes]) -> None:
+        """Write down the answer to a request that changes no dataset.
+
+        Raises:
+            sqlite3.IntegrityError: if the id has an answer already.
+        """
+        self._write(request)
+
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
+    def _number_policies(self) -> None:
+        """Give the policies of datasets that an earlier version registered their first number."""
+        for resource in self.all():
+            if not resource.policy_version:
+                resource.policy_version = 1
+                self._write(
+                    None,
+                    ("UPDATE datasets SET resource = ? WHERE name = ?", (resource.SerializeToString(), resource.name)),
+                    _policy(resource, resource.owner, resource.create_time),
+                )
+
     def _write(
         self,
-        request: tuple[str, str, bytes],
+        request: tuple[str, str, bytes] | None,
         *statements: tuple[str, tuple[object, ...]],
         content: tuple[str, str] | None = None,
     ) -> None:
@@ -176,8 +224,17 @@ class Registry:
                     ).fetchone()
                 ):
                     raise OtherLineage
-                cursor.execute("INSERT INTO requests VALUES (?, ?, ?)", request)
+                if request is not None:
+                    cursor.execute("INSERT INTO requests VALUES (?, ?, ?)", request)
                 cursor.execute("COMMIT")
             except BaseException:
                 cursor.execute("ROLLBACK")
                 raise
+
+
+def _policy(resource: dataset_pb2.Dataset, author: str, time: Timestamp) -> tuple[str, tuple[object, ...]]:
+    """Return what writes down the present version of a dataset's policy."""
+    version = dataset_pb2.PolicyVersion(
+        version=resource.policy_version, policy=resource.policy, author=author, create_time=time
+    )
+    return "INSERT INTO policies VALUES (?, ?, ?)", (resource.name, version.version, version.SerializeToString())

@@ -15,25 +15,21 @@ from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc, expres
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.common.auth import current_principal
-from services.common.errors import MurmuraError, invalid
+from services.common.errors import MurmuraError
 from services.common.ledger import Ledger
 from services.common.pages import page
 from services.common.requests import body_hash, frame_digest, reused
-from services.dataset import registration
-from services.dataset.catalogue import Catalogue, may_use
+from services.common.tokens import Principal
+from services.dataset import policies, registration
+from services.dataset.catalogue import Catalogue, holder_away, may_use
+from services.dataset.keys import HolderAway
+from services.dataset.queries import Queries
 from services.dataset.registration import Prepared
 from services.dataset.registry import OtherLineage
+from services.dataset.sources import Sources
+from services.dataset.threads import ahead, whole
 
 DEFAULT_MOCK_ROWS = 5
-# What the ledger was told when the account was opened; nobody tells it otherwise on the side.
-_KEPT_BY_LEDGER = (
-    "epsilon",
-    "delta",
-    "unlimited_allowed",
-    "unlimited_principals",
-    "unit_noise_multiplier",
-    "unit_sampling_probability",
-)
 Answer = TypeVar("Answer", bound=Message)
 
 
@@ -42,13 +38,16 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
 
     Args:
         catalogue: the datasets.
+        sources: what can be registered.
         ledger: where budgets are kept.
     """
 
-    def __init__(self, catalogue: Catalogue, ledger: Ledger) -> None:
+    def __init__(self, catalogue: Catalogue, sources: Sources, ledger: Ledger) -> None:
         self._catalogue = catalogue
         self._registry = catalogue.registry
+        self._sources = sources
         self._ledger = ledger
+        self._queries = Queries(catalogue, ledger)
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def RegisterDataset(
@@ -61,19 +60,23 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
                 return
             steward = current_principal()
             registration.check(request, self._catalogue, steward)
-            reading = registration.prepare(request, self._catalogue, steward)
-            prepared: Prepared | None = None
-            while (item := await asyncio.to_thread(next, reading, None)) is not None:
-                if isinstance(item, Prepared):
-                    prepared = item
-                else:
-                    yield pb.RegisterDatasetResponse(rows_read=item)
-            assert prepared is not None  # noqa: S101 - what is read ends with it or raises
-            opened = await self._ledger.call(self._ledger.stub.OpenAccount, registration.opening(prepared.resource))
-            prepared.resource.account = opened.account.name
-            answer = pb.RegisterDatasetResponse(rows_read=prepared.rows.height, dataset=prepared.resource)
-            # One thread does both: a caller who leaves in between cancels neither half.
-            await asyncio.to_thread(self._keep, prepared, _entry(request, answer))
+            reading = registration.prepare(request, self._catalogue, self._sources, steward)
+            try:
+                prepared: Prepared | None = None
+                while prepared is None:
+                    item = await whole(next, reading)
+                    if isinstance(item, Prepared):
+                        prepared = item
+                    else:
+                        yield pb.RegisterDatasetResponse(rows_read=item)
+                opened = await self._ledger.call(self._ledger.stub.OpenAccount, registration.opening(prepared.resource))
+                prepared.resource.account = opened.account.name
+                prepared.resource.policy_version = policies.next_version(self._registry, prepared.resource.name)
+                answer = pb.RegisterDatasetResponse(rows_read=prepared.resource.row_count, dataset=prepared.resource)
+                # One thread does both: a caller who leaves in between cancels neither half.
+                await whole(self._keep, prepared, _entry(request, answer))
+            finally:
+                await whole(reading.close)
             yield answer
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
@@ -93,14 +96,28 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         async with self._lock(request.name):
             if (served := self._served(request, pb.UpdatePolicyResponse)) is not None:
                 return served
-            dataset, _ = self._catalogue.visible(request.name, current_principal())
-            for term in _KEPT_BY_LEDGER:
-                if not _same(getattr(request.policy, term), getattr(dataset.policy, term)):
-                    raise invalid(f"policy.{term}", "is kept by the ledger and cannot change here")
-            dataset.policy.CopyFrom(request.policy)
+            steward = current_principal()
+            dataset, _ = self._catalogue.visible(request.name, steward)
+            policies.change(dataset, request, self._registry)
             answer = pb.UpdatePolicyResponse(dataset=dataset)
-            self._registry.update(dataset, _entry(request, answer))
+            self._registry.update(dataset, steward.subject, _entry(request, answer))
             return answer
+
+    async def ListPolicyVersions(
+        self, request: pb.ListPolicyVersionsRequest, context: Any
+    ) -> pb.ListPolicyVersionsResponse:
+        """List what a policy has said, and who said so."""
+        self._catalogue.visible(request.name, current_principal())
+        versions = self._registry.policies(request.name)
+        chosen, token = page(versions, request.page_size, request.page_token)
+        return pb.ListPolicyVersionsResponse(policy_versions=chosen, next_page_token=token)
+
+    async def CheckPolicy(self, request: pb.CheckPolicyRequest, context: Any) -> pb.CheckPolicyResponse:
+        """Say what a person could do with a dataset."""
+        dataset, _ = self._catalogue.visible(request.name, current_principal())
+        person = Principal(request.principal, frozenset(request.roles or ("analyst",)))
+        rights = policies.rights_of(dataset, await policies.money(self._ledger, dataset.account), person)
+        return pb.CheckPolicyResponse(rights=rights, policy_version=dataset.policy_version)
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:
         """Erase the key, then the rows, then forget the name. The ledger keeps the account."""
@@ -134,18 +151,13 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         await self._require_pending(worker.claims, f"{purpose}reservation", described.dataset)
         key = await asyncio.to_thread(self._catalogue.checkpoint_key, described, str(worker.claims.get("job", "")))
         yield pb.ReadRowsResponse(unit_count=described.unit_count, checkpoint_key=key)
-        chunks = self._catalogue.read(described, request.text_column, request.completion_column)
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        async for chunk in ahead(self._catalogue.read(described, request.text_column, request.completion_column)):
             yield pb.ReadRowsResponse(arrow_ipc=chunk)
 
     async def QueryStatistic(self, request: pb.QueryStatisticRequest, context: Any) -> pb.QueryStatisticResponse:
-        """Not yet."""
-        raise MurmuraError(
-            grpc.StatusCode.UNIMPLEMENTED,
-            "NOT_IN_THIS_RELEASE",
-            "Noisy statistics are not in this release; schema and slot counts are free with DescribeFrame.",
-            {"feature": "QueryStatistic"},
-        )
+        """Answer with noise, after the ledger has charged it; or say what it would cost."""
+        async with self._lock(f"requests/{request.request_id.lower()}"):
+            return await self._queries.answer(request, current_principal())
 
     async def _require_pending(self, claims: dict[str, Any], claim: str, dataset: dataset_pb2.Dataset) -> None:
         """Let no row go without an open reservation on its own account: a finished job's token reads nothing."""
@@ -160,14 +172,16 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             raise _mismatch(dataset.name, "belongs to a job that has ended")
 
     def _keep(self, prepared: Prepared, entry: tuple[str, str, bytes]) -> None:
-        self._catalogue.vault.store(prepared.storage_id, prepared.rows)
         try:
+            prepared.rows.keep()
             self._registry.add(prepared.resource, prepared.storage_id, prepared.units, prepared.fingerprint, entry)
         except BaseException as failure:
             self._catalogue.vault.erase(prepared.storage_id)
             if isinstance(failure, sqlite3.IntegrityError):
                 # The same id came for another dataset at the same moment, and that one was first.
                 raise reused(entry[0]) from None
+            if isinstance(failure, HolderAway):
+                raise holder_away(failure) from None
             if isinstance(failure, OtherLineage):
                 raise registration.two_accounts() from None
             raise
@@ -206,10 +220,6 @@ def _purpose(claims: dict[str, Any], frame: expressions_pb2.Frame) -> str:
 
 def _entry(request: Any, answer: Message) -> tuple[str, str, bytes]:
     return request.request_id.lower(), body_hash(request), answer.SerializeToString()
-
-
-def _same(one: Any, other: Any) -> bool:
-    return bool(one == other if isinstance(one, bool | float) else sorted(one) == sorted(other))
 
 
 def _mismatch(dataset: str, why: str) -> MurmuraError:

@@ -1,159 +1,180 @@
-"""Read rows from where they lie: a JSON Lines, CSV or Parquet file becomes a table whose types are fixed.
+"""Where rows come from: files of this machine or an object store by URL, and tables of databases by name.
 
-What is broken is named by line and column to the steward who registers, never by content: an exception of a parser
-quotes what it could not parse, so none is passed on. Other kinds of sources (object stores, databases) slot in beside
-`_FORMATS`: each is a generator of row counts that ends with the columns and the line of each row.
+What may be read is the operator's to say, not the steward's: a URL must lie under one of the prefixes that are
+configured, as it is after symbolic links and `..` are followed, and never among the service's own files, whose keys
+would otherwise be one registration away. Credentials of object stores and databases are in the service's environment;
+none travels.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Generator, Iterator, Mapping
-from typing import Any, NoReturn
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow import fs
 
 from murmura.api.dataset.v1 import dataset_pb2
 from services.dataset import columns as typing_of
-from services.dataset import expressions as ex
+from services.dataset import formats
 from services.dataset.columns import Unreadable
+from services.dataset.databases import Databases
+from services.dataset.vault import Vault
 
-ROWS_A_REPORT = 1_000
-# How a source is read: yields counts of rows, returns the columns and the line of each row.
-Reading = Generator[int, None, tuple[pl.DataFrame, list[int]]]
 _ENDINGS = {
     ".parquet": dataset_pb2.FILE_FORMAT_PARQUET,
     ".csv": dataset_pb2.FILE_FORMAT_CSV,
     ".jsonl": dataset_pb2.FILE_FORMAT_JSON_LINES,
     ".ndjson": dataset_pb2.FILE_FORMAT_JSON_LINES,
 }
+_FORMATS = {
+    dataset_pb2.FILE_FORMAT_JSON_LINES: formats.json_lines,
+    dataset_pb2.FILE_FORMAT_CSV: formats.csv_lines,
+    dataset_pb2.FILE_FORMAT_PARQUET: formats.parquet,
+}
+_STORES = ("s3", "gs")
 
 
-def read(source: dataset_pb2.FileSource, unit_column: str, declared: Mapping[str, str]) -> Iterator[int | pl.DataFrame]:
-    """Read a file: yields the number of rows now and then, and at last the rows.
+@dataclass(frozen=True)
+class Stores:
+    """How to reach object stores; credentials are found where their own clients look for them.
 
-    Args:
-        source: a path or a `file://` URL.
-        unit_column: the column of the privacy unit; a row without a unit is broken.
-        declared: types that the steward has promised, by column.
+    Attributes:
+        s3_endpoint: URL of an S3 service other than Amazon's; empty: Amazon's.
+        s3_region: empty: as the environment or the store says.
+        gcs_endpoint: host:port of a Google Cloud Storage emulator, which is asked without credentials; empty: Google's.
+    """
+
+    s3_endpoint: str = ""
+    s3_region: str = ""
+    gcs_endpoint: str = ""
+
+    def open(self, scheme: str) -> Any:
+        """Return the file system of a scheme."""
+        if scheme == "file":
+            return fsspec.filesystem("file")
+        if scheme == "gs":
+            given: dict[str, Any] = {"endpoint_override": self.gcs_endpoint, "anonymous": True, "scheme": "http"}
+            return ArrowFSWrapper(fs.GcsFileSystem(**given if self.gcs_endpoint else {}))
+        asked: dict[str, Any] = {"region": self.s3_region} if self.s3_region else {}
+        if self.s3_endpoint:
+            scheme, _, host = self.s3_endpoint.rpartition("://")
+            asked |= {"endpoint_override": host, "scheme": scheme or "https"}
+        return ArrowFSWrapper(fs.S3FileSystem(connect_timeout=10, request_timeout=60, **asked))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What stewards may register from.
+
+    Attributes:
+        allowed: prefixes of paths and URLs; `/` allows every file of this machine that is not kept out.
+        kept_out: files and directories of this service, which nobody registers from.
+        stores: how to reach object stores.
+        databases: connections that the operator named.
+    """
+
+    allowed: Sequence[str] = ()
+    kept_out: Sequence[Path] = ()
+    stores: Stores = field(default_factory=Stores)
+    databases: Databases = field(default_factory=Databases)
+
+    def read(
+        self, source: dataset_pb2.Source, unit_column: str, declared: Mapping[str, str], vault: Vault
+    ) -> Iterator[int | pl.DataFrame]:
+        """Read a source: yields the number of rows now and then, and the rows, piece by piece.
+
+        All pieces have the same columns and types. Nothing counts before the last piece has come.
+
+        Args:
+            source: a file or a table.
+            unit_column: the column of the privacy unit; a row without a unit is broken.
+            declared: types that the steward has promised, by column.
+            vault: where an encrypted copy may be kept meanwhile.
+
+        Raises:
+            Unreadable: if the source is missing, not allowed, or a row is broken; names a line and a column, never
+                content.
+        """
+        spool = vault.spool()
+        empty = True
+        try:
+            items = (
+                self.databases.read(source.sql, declared)
+                if source.WhichOneof("kind") == "sql"
+                else self._file(source.file, declared, spool)
+            )
+            for item in items:
+                if isinstance(item, int):
+                    yield item
+                    continue
+                rows, lines = item
+                if empty:
+                    types = {series.name: typing_of.type_of(series) for series in rows.get_columns()}
+                    typing_of.check_shape(types, unit_column, declared)
+                    empty = False
+                typing_of.check_rows(rows, lines, unit_column)
+                yield rows
+        finally:
+            spool.close()
+        if empty:
+            raise Unreadable("there is no row in it")
+
+    def _file(self, source: dataset_pb2.FileSource, declared: Mapping[str, str], spool: Any) -> Iterator[formats.Item]:
+        scheme, path = locate(source.url)
+        self._admit(scheme, path)
+        ending = "." + source.url.rpartition(".")[2].lower()
+        file_format = source.format or _ENDINGS.get(ending, dataset_pb2.FILE_FORMAT_UNSPECIFIED)
+        reader = _FORMATS.get(file_format)
+        if reader is None:
+            raise Unreadable("the format is unknown; name the file .parquet, .csv or .jsonl, or set the format")
+        try:
+            with self.stores.open(scheme).open(path, "rb") as file:
+                yield from reader(file, declared, spool)
+        except (OSError, ImportError):
+            raise Unreadable("the file cannot be opened by the dataset service") from None
+
+    def _admit(self, scheme: str, path: str) -> None:
+        """Refuse what lies under no allowed prefix, or among the service's own files.
+
+        Raises:
+            Unreadable: the same for what is not allowed whether or not it exists.
+        """
+        inside = any(scheme == kind and _under(path, prefix) for kind, prefix in map(locate, self.allowed))
+        own = scheme == "file" and any(_under(path, os.path.realpath(place)) for place in self.kept_out)
+        if own or not inside:
+            raise Unreadable("it is not among the places that the operator lets this service read (MURMURA_SOURCES)")
+
+
+def locate(url: str) -> tuple[str, str]:
+    """Return the scheme of a path or URL, and the path with nothing left in it that leads elsewhere.
 
     Raises:
-        Unreadable: if the file is missing or a row is broken; names a line and a column, never content.
+        Unreadable: if it is of a kind that this service does not read.
     """
-    if "::" in source.url or source.url.partition("://")[0] not in ("file", source.url):
-        raise Unreadable("this release reads files of the dataset service's own machine: give a path or a file:// URL")
-    ending = "." + source.url.rpartition(".")[2].lower()
-    file_format = source.format or _ENDINGS.get(ending, dataset_pb2.FILE_FORMAT_UNSPECIFIED)
-    reader = _FORMATS.get(file_format)
-    if reader is None:
-        raise Unreadable("the format is unknown; name the file .parquet, .csv or .jsonl, or set the format")
-    try:
-        with fsspec.open(source.url, "rb") as file:
-            rows, lines = yield from reader(file, declared)
-    except (OSError, ImportError):
-        raise Unreadable("the file cannot be opened by the dataset service") from None
-    typing_of.check(rows, lines, unit_column, declared)
-    yield rows
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        if "::" in url or not url.startswith("/"):
+            raise Unreadable("give an absolute path, or a URL that begins with file://, s3:// or gs://")
+        return "file", os.path.realpath(url)
+    if scheme == "file":
+        parts = urlsplit(url)
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise Unreadable("a file:// URL names an absolute path on the dataset service's own machine")
+        return "file", os.path.realpath(unquote(parts.path))
+    if scheme not in _STORES or "::" in rest:
+        raise Unreadable("give an absolute path, or a URL that begins with file://, s3:// or gs://")
+    # An object's name is taken as it is: a store knows no `..`, but what lies in between may.
+    if any(part in ("", ".", "..") for part in rest.rstrip("/").split("/")):
+        raise Unreadable("an object's URL is <scheme>://<bucket>/<key>, without empty, `.` or `..` parts")
+    return scheme, rest.rstrip("/")
 
 
-def _read_json_lines(file: Any, declared: Mapping[str, str]) -> Reading:
-    found: dict[str, list[Any]] = {}
-    lines: list[int] = []
-    for number, raw in enumerate(file, 1):
-        text = _utf8(raw, number)
-        if not text.strip():
-            continue
-        row = _json(text, number)
-        for name in row:
-            if name not in found:
-                found[name] = [None] * len(lines)
-        for name, values in found.items():
-            values.append(_flat(row.get(name)))
-        lines.append(number)
-        if len(lines) % ROWS_A_REPORT == 0:
-            yield len(lines)
-    return typing_of.from_values(found, lines, declared), lines
-
-
-def _read_csv(file: Any, declared: Mapping[str, str]) -> Reading:
-    csv.field_size_limit(2 * ex.MOST_TEXT_BYTES)
-    reader = csv.reader((_utf8(raw, number) for number, raw in enumerate(file, 1)), strict=True)
-    lines: list[int] = []
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise Unreadable("line 1: two columns have the same name", 1)
-        found: list[list[str]] = [[] for _ in header]
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise Unreadable(
-                    f"line {reader.line_num}: {len(fields)} fields, and the header has {len(header)}", reader.line_num
-                )
-            for values, field in zip(found, fields, strict=True):
-                values.append(field)
-            lines.append(reader.line_num)
-            if len(lines) % ROWS_A_REPORT == 0:
-                yield len(lines)
-    except csv.Error:
-        raise Unreadable(f"line {reader.line_num}: not CSV", reader.line_num) from None
-    return typing_of.from_texts(dict(zip(header, found, strict=True)), lines, declared), lines
-
-
-def _read_parquet(file: Any, declared: Mapping[str, str]) -> Reading:
-    try:
-        parquet = pq.ParquetFile(file)
-        names = parquet.schema_arrow.names
-        if len(set(names)) < len(names):
-            raise Unreadable("two columns have the same name")
-        batches, count = [], 0
-        for batch in parquet.iter_batches(batch_size=ROWS_A_REPORT):
-            batches.append(batch)
-            count += batch.num_rows
-            yield count
-        table = pl.DataFrame(pl.from_arrow(pa.Table.from_batches(batches, parquet.schema_arrow)))
-    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException):
-        # The library's own words can quote a row.
-        raise Unreadable("the file is not Parquet, or is damaged") from None
-    lines = list(range(1, table.height + 1))
-    return typing_of.from_table(table, lines, declared), lines
-
-
-_FORMATS = {
-    dataset_pb2.FILE_FORMAT_JSON_LINES: _read_json_lines,
-    dataset_pb2.FILE_FORMAT_CSV: _read_csv,
-    dataset_pb2.FILE_FORMAT_PARQUET: _read_parquet,
-}
-
-
-def _utf8(raw: bytes, number: int) -> str:
-    try:
-        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError:
-        raise Unreadable(f"line {number}: not UTF-8", number) from None
-
-
-def _json(text: str, number: int) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(constant)
-
-    try:
-        row = json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise Unreadable(f"line {number}, character {error.colno}: not JSON", number) from None
-    except (ValueError, RecursionError):
-        # A number without a value (NaN), one with thousands of digits, or brackets without end.
-        raise Unreadable(f"line {number}: not JSON that this service reads", number) from None
-    if not isinstance(row, dict):
-        raise Unreadable(f"line {number}: not a JSON object", number)
-    return row
-
-
-def _flat(value: Any) -> Any:
-    """Keep scalars; what is nested becomes its JSON text."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+def _under(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix.rstrip("/") + "/")

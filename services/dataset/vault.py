@@ -1,32 +1,32 @@
 """Rows at rest: one encrypted file a dataset, each with a key of its own.
 
-The data key is random, encrypts the rows with AES-256-GCM, and lies beside them wrapped by a master key that the
-operator holds. Erasing the wrapped key erases the dataset, backups of the rows included. The key of the lineages is
-wrapped the same way: whoever wraps keys in another place (a KMS) replaces `_master` alone.
+The data key is random, encrypts the rows piece by piece, and lies beside them wrapped by a key that the operator holds
+(`keys.py`). Erasing the wrapped key erases the dataset, backups of the rows included. The key of the lineages is
+wrapped the same way. A piece is an Arrow stream of about a mebibyte: neither writing nor reading holds more.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import io
-import os
-from collections.abc import Collection
-from datetime import datetime
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import polars as pl
+import pyarrow as pa
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-NONCE_BYTES = 12
-KEY_BITS = 256
+from services.dataset import batches, sealing
+from services.dataset.files import create, settle, sync, write
+from services.dataset.keys import FileKeys, Keys
+from services.dataset.lineage import Fingerprint
+from services.dataset.sealing import Sealed, new_key
+
 _LINEAGE = "lineage"
-
-
-class Sealed(Exception):
-    """What is encrypted cannot be opened with this master key."""
+_NONCE_BYTES = 12
 
 
 class Vault:
@@ -34,64 +34,81 @@ class Vault:
 
     Args:
         directory: the service's own; the keys are made in it on the first start.
+        keys: who wraps keys; by default a file in the directory does.
 
     Raises:
-        Sealed: if there is something encrypted and the master key is gone or another one. Making a new one instead
+        Sealed: if there is something encrypted and what wraps keys is gone or another one. Making a new one instead
             would give every dataset a new lineage, and with it a fresh budget.
+        HolderAway: if whoever wraps keys cannot be asked.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, keys: Keys | None = None) -> None:
         self._directory = directory / "rows"
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        master, lineage = directory / "master.key", directory / "lineage.key"
-        if not master.exists():
-            if lineage.exists() or any(self._directory.iterdir()):
-                raise Sealed(f"{master.name} is missing and there are encrypted datasets: restore it from its backup")
-            _write(master, AESGCM.generate_key(bit_length=KEY_BITS))
-        self._master = master.read_bytes()
+        lineage = directory / "lineage.key"
+        rows = any(self._directory.iterdir())
+        self._keys = keys or FileKeys(directory / "master.key", may_make=not rows and not lineage.exists())
         if not lineage.exists():
-            if any(self._directory.iterdir()):
+            if rows:
                 raise Sealed(f"{lineage.name} is missing and there are datasets: restore it from its backup")
-            _write(lineage, _seal(self._master, AESGCM.generate_key(bit_length=KEY_BITS), _LINEAGE))
-        self._lineage_key = _open(self._master, lineage.read_bytes(), _LINEAGE)
+            write(lineage, self._keys.wrap(new_key(), _LINEAGE))
+        try:
+            self._lineage_key = self._keys.unwrap(lineage.read_bytes(), _LINEAGE)
+        except Sealed:
+            raise Sealed(f"{lineage.name} was wrapped by another key than {self._keys.holder}") from None
 
-    def store(self, storage_id: str, rows: pl.DataFrame) -> None:
-        """Encrypt rows under a fresh data key."""
-        plain = io.BytesIO()
-        rows.write_parquet(plain)
-        key = AESGCM.generate_key(bit_length=KEY_BITS)
-        _write(self._rows(storage_id), _seal(key, plain.getvalue(), storage_id))
-        _write(self._key(storage_id), _seal(self._master, key, storage_id))
+    def incoming(self, storage_id: str) -> Incoming:
+        """Begin to encrypt rows under a fresh data key; nothing counts before they are kept."""
+        return Incoming(self._rows(storage_id), self._key(storage_id), storage_id, self._keys)
 
-    def load(self, storage_id: str) -> pl.DataFrame:
-        """Decrypt rows.
+    def read(self, storage_id: str, slots: range | None = None) -> Iterator[pl.DataFrame]:
+        """Decrypt rows, a piece at a time, in their order; arguments and errors as for `batches`."""
+        yield from map(batches.frame, self.batches(storage_id, slots))
+
+    def batches(self, storage_id: str, slots: range | None = None) -> Iterator[pa.RecordBatch]:
+        """Decrypt rows, a piece at a time, in their order, and do nothing else with them.
+
+        Args:
+            storage_id: where they are.
+            slots: which of them; by default all.
 
         Raises:
-            Sealed: if the master key is another one, or a file was changed or erased.
+            Sealed: if the wrapping key is another one, or a file was changed or erased.
+            HolderAway: if whoever wraps keys cannot be asked.
         """
+        start, stop = (slots.start, slots.stop) if slots is not None else (0, None)
+        key = self._data_key(storage_id)
+        if (whole := self._directory / f"{storage_id}.parquet.aes").exists():
+            rows = _whole(key, whole.read_bytes(), storage_id)
+            for piece in batches.cut(rows.slice(start, None if stop is None else stop - start)):
+                yield batches.batch_of(batches.stream(piece))
+            return
         try:
-            key = _open(self._master, self._key(storage_id).read_bytes(), storage_id)
-            return pl.read_parquet(io.BytesIO(_open(key, self._rows(storage_id).read_bytes(), storage_id)))
+            file = self._rows(storage_id).open("rb")
         except FileNotFoundError:
             raise Sealed(storage_id) from None
+        with file:
+            for position, plain in sealing.read(file, key, storage_id, start, stop):
+                batch = batches.batch_of(plain)
+                first = max(start - position, 0)
+                yield batch.slice(first, None if stop is None else stop - position - first)
 
     def derived(self, storage_id: str, purpose: str) -> bytes:
         """Return 32 bytes that follow from a dataset's data key; another purpose gives unrelated ones.
 
         Raises:
-            Sealed: as for `load`.
+            Sealed: as for `read`.
+            HolderAway: as for `read`.
         """
-        try:
-            key = _open(self._master, self._key(storage_id).read_bytes(), storage_id)
-        except FileNotFoundError:
-            raise Sealed(storage_id) from None
-        return hmac.digest(key, purpose.encode(), "sha256")
+        return hmac.digest(self._data_key(storage_id), purpose.encode(), "sha256")
 
     def erase(self, storage_id: str) -> None:
         """Erase the key, then the rows."""
-        for path in (self._key(storage_id), self._rows(storage_id)):
-            path.unlink(missing_ok=True)
-            _sync(path.parent)
+        self._key(storage_id).unlink(missing_ok=True)
+        sync(self._directory)
+        for path in self._directory.glob(f"{storage_id}.*"):
+            path.unlink()
+        sync(self._directory)
 
     def sweep(self, known: Collection[str]) -> None:
         """Erase what belongs to no dataset: what a crash left of registrations that never came to their end."""
@@ -99,69 +116,102 @@ class Vault:
             storage_id = path.name.partition(".")[0]
             if storage_id not in known or path.suffix == ".new":
                 path.unlink()
-        _sync(self._directory)
+        sync(self._directory)
 
-    def fingerprint(self, rows: pl.DataFrame) -> str:
-        """Return what names the content of rows, as hex: the same content has the same one.
+    def fingerprint(self) -> Fingerprint:
+        """Begin the digest that names the content of rows."""
+        return Fingerprint(self._lineage_key, self._directory)
 
-        Keyed, because a plain digest in a public name would let anyone test a guess of the whole dataset. Content is
-        taken broadly, so that a copy finds its old account: the format of the file, the order of rows and columns, the
-        names of columns, and whether a number is written as text make no difference.
-        """
-        digests = sorted(
-            hmac.digest(self._lineage_key, "\0".join(sorted(map(_canonical, row))).encode(), "sha256")
-            for row in rows.iter_rows()
-        )
-        return hmac.new(self._lineage_key, b"".join(digests), hashlib.sha256).hexdigest()
+    def spool(self) -> Spool:
+        """Begin an encrypted copy of a source, for as long as it is read in."""
+        return Spool(self._directory)
+
+    def _data_key(self, storage_id: str) -> bytes:
+        try:
+            wrapped = self._key(storage_id).read_bytes()
+        except FileNotFoundError:
+            raise Sealed(storage_id) from None
+        return self._keys.unwrap(wrapped, storage_id)
 
     def _rows(self, storage_id: str) -> Path:
-        return self._directory / f"{storage_id}.parquet.aes"
+        return self._directory / f"{storage_id}.rows.aes"
 
     def _key(self, storage_id: str) -> Path:
         return self._directory / f"{storage_id}.key"
 
 
-def _canonical(value: Any) -> str:
-    """Write a value in the one way that all formats share; no value and an empty text are the same in CSV."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value)
+class Incoming:
+    """Rows on their way into a vault. Ends with `keep` or `discard`."""
+
+    def __init__(self, rows: Path, key: Path, name: str, keys: Keys) -> None:
+        self._path, self._key_path, self._name, self._keys = rows, key, name, keys
+        self._new = rows.with_name(rows.name + ".new")
+        self._file = create(self._new)
+        self._key = new_key()
+        self._writer = sealing.Writer(self._file, self._key, name)
+        self._waiting: list[pl.DataFrame] = []
+        self._bytes = 0
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Encrypt some rows, in their order."""
+        self._waiting.append(rows)
+        self._bytes += int(batches.sizes(rows).sum())
+        if self._bytes >= batches.PIECE_BYTES:
+            *whole, rest = batches.cut(pl.concat(self._waiting))
+            self._seal(whole)
+            # Waits for more, so that no piece but the last is small.
+            self._waiting, self._bytes = [rest], int(batches.sizes(rest).sum())
+
+    def keep(self) -> None:
+        """Write what is left, and let the rows be read."""
+        if self._waiting:
+            self._seal(batches.cut(pl.concat(self._waiting)))
+        self._writer.end()
+        settle(self._file, self._new, self._path)
+        write(self._key_path, self._keys.wrap(self._key, self._name))
+
+    def discard(self) -> None:
+        """Leave nothing; does nothing where the rows were kept."""
+        self._file.close()
+        self._new.unlink(missing_ok=True)
+
+    def _seal(self, pieces: Iterable[pl.DataFrame]) -> None:
+        for piece in pieces:
+            self._writer.add(batches.stream(piece), piece.height)
 
 
-def _seal(key: bytes, plain: bytes, name: str) -> bytes:
-    nonce = os.urandom(NONCE_BYTES)
-    return nonce + AESGCM(key).encrypt(nonce, plain, name.encode())
+class Spool:
+    """An encrypted copy of bytes in a file without a name, under a key that is nowhere else."""
+
+    _NAME = "spool"
+
+    def __init__(self, directory: Path) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - `close` does
+        self._key = new_key()
+        self._writer = sealing.Writer(self._file, self._key, self._NAME)
+
+    def copy(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Pass pieces on and keep a copy of each."""
+        for piece in pieces:
+            self._writer.add(piece, len(piece))
+            yield piece
+        self._writer.end()
+
+    def again(self) -> Iterator[bytes]:
+        """Yield all pieces again."""
+        self._file.seek(0)
+        for _, piece in sealing.read(self._file, self._key, self._NAME):
+            yield piece.to_pybytes()
+
+    def close(self) -> None:
+        """Let the copy go."""
+        self._file.close()
 
 
-def _open(key: bytes, sealed: bytes, name: str) -> bytes:
+def _whole(key: bytes, sealed: bytes, name: str) -> pl.DataFrame:
+    """Open rows as they were sealed before there were pieces."""
     try:
-        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name.encode())
+        plain = AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode())
     except InvalidTag:
         raise Sealed(name) from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically, readable by its owner only, on disk when this returns."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    """Make a rename or a removal durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return pl.read_parquet(io.BytesIO(plain))

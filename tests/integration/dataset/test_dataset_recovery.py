@@ -73,6 +73,7 @@ def forget(state: Path, name: str, request_id: str) -> None:
         registry.execute("DELETE FROM datasets WHERE name = ?", (name,))
         registry.execute("DELETE FROM requests WHERE request_id = ?", (request_id,))
         registry.execute("DELETE FROM contents")
+        registry.execute("DELETE FROM policies WHERE dataset = ?", (name,))
     registry.close()
 
 

@@ -117,20 +117,10 @@ def test_the_same_content_has_one_account_under_any_name(pair: Any, refused: Any
     assert refused(lambda: pair.register(wider)).reason == "RESOURCE_EXISTS"
 
 
-def test_what_is_not_in_this_release_says_so(pair: Any, refused: Any) -> None:
+def test_a_source_must_be_named(pair: Any, refused: Any) -> None:
     request = pair.request(notes())
-    request.source.sql.connection, request.source.sql.table = "clinic", "notes"
-    assert refused(lambda: pair.register(request)).reason == "NOT_IN_THIS_RELEASE"
-    request.source.ClearField("sql")
+    request.source.ClearField("file")
     assert refused(lambda: pair.register(request)).reason == "FIELD_RULES"
-    statistic = pb.QueryStatisticRequest(
-        request_id=str(uuid.uuid4()),
-        frame=expressions_pb2.Frame(dataset="datasets/x"),
-        statistic=pb.STATISTIC_COUNT,
-        target_epsilon=1,
-    )
-    answer = refused(lambda: pair.dataset.QueryStatistic(statistic, metadata=pair.who("analyst"), timeout=20))
-    assert (answer.code, answer.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IN_THIS_RELEASE")
 
 
 def test_the_caps_are_the_ledger_s(pair: Any, refused: Any) -> None:

@@ -215,6 +215,12 @@ def test_no_expression_makes_a_text_beyond_the_bound() -> None:
         assert [unit for unit, _ in read(rows, ex.Assign("text", expression))] == [1]
 
 
+def test_no_expression_makes_more_pieces_than_the_bound() -> None:
+    split = call("STRING_SPLIT", TEXT, ",")
+    texts = ["," * ex.MOST_PIECES, "," * (ex.MOST_PIECES - 1), ",", None]
+    assert in_polars(call("LIST_LENGTH", split), texts) == [None, ex.MOST_PIECES, 2, None]
+
+
 def test_a_text_that_was_too_long_on_the_way_is_a_failed_row() -> None:
     # 200 letters become two million and then one: short at the end, and beyond the bound before.
     long = call("STRING_REPLACE", TEXT, "a", "a" * 10_000)
@@ -254,8 +260,8 @@ def test_what_is_not_allowed_is_rejected(operation: ex.Operation) -> None:
 
 
 def test_a_rejection_names_what_is_supported() -> None:
-    with pytest.raises(ex.Rejected, match=r"REGEX_MATCHES is not in this release.*STRING_SPLIT.*STRING_LENGTH"):
-        ex.check(call("REGEX_MATCHES", TEXT, "x"), SHAPE.schema)
+    with pytest.raises(ex.Rejected, match=r"READ_FILE is not in this release.*STRING_SPLIT.*STRING_LENGTH"):
+        ex.check(call("READ_FILE", TEXT, "x"), SHAPE.schema)
 
 
 def test_large_and_deep_trees_are_rejected() -> None:
@@ -266,6 +272,21 @@ def test_large_and_deep_trees_are_rejected() -> None:
         ex.check(deep, SHAPE.schema)
     with pytest.raises(ex.Rejected, match="parts"):
         ex.check(call("STRING_CONCAT", *[TEXT] * ex.MOST_NODES), SHAPE.schema)
+
+
+def test_all_expressions_of_a_frame_together_are_not_too_large() -> None:
+    text = pb.Expression(column="text")
+    wide = pb.Expression(call=pb.Call(function="FUNCTION_STRING_CONCAT", arguments=[text] * 100))
+    one = pb.Operation(assign=pb.Assign(column="text", expression=wide))
+    assert len(frames.operations(pb.Frame(operations=[one] * 90))) == 90
+    with pytest.raises(ex.Rejected, match="in all"):
+        frames.operations(pb.Frame(operations=[one] * 100))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_constants_are_finite(value: float) -> None:
+    with pytest.raises(ex.Rejected, match="finite"):
+        ex.check(call("ADD", ex.Column("age"), value), SHAPE.schema)
 
 
 @given(st.none() | st.integers(-12, 12), st.none() | st.integers(-12, 12), st.none() | st.integers(-12, 12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import polars as pl
@@ -10,8 +11,9 @@ import pytest
 
 from murmura.api.dataset.v1 import dataset_pb2
 from services.dataset import expressions as ex
-from services.dataset import sources
 from services.dataset.columns import Unreadable, type_of
+from services.dataset.sources import Sources, locate
+from services.dataset.vault import Vault
 
 SECRET = "Zanzibar"
 ROWS = [
@@ -20,11 +22,14 @@ ROWS = [
 ]
 
 
+def items(url: str, declared: dict[str, str] | None = None, unit: str = "patient") -> list[int | pl.DataFrame]:
+    source = dataset_pb2.Source(file=dataset_pb2.FileSource(url=url))
+    with tempfile.TemporaryDirectory() as directory:
+        return list(Sources(["/"]).read(source, unit, declared or {}, Vault(Path(directory))))
+
+
 def table(path: Path, declared: dict[str, str] | None = None, unit: str = "patient") -> pl.DataFrame:
-    *counts, rows = sources.read(dataset_pb2.FileSource(url=str(path)), unit, declared or {})
-    assert isinstance(rows, pl.DataFrame)
-    assert all(isinstance(count, int) for count in counts)
-    return rows
+    return pl.concat(item for item in items(str(path), declared, unit) if isinstance(item, pl.DataFrame))
 
 
 def problem(path: Path, declared: dict[str, str] | None = None, unit: str = "patient") -> Unreadable:
@@ -55,8 +60,7 @@ def test_every_format_gives_the_same_rows_and_types(tmp_path: Path, ending: str)
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
-    source = dataset_pb2.FileSource(url=write(tmp_path, "csv").as_uri())
-    assert list(sources.read(source, "patient", {}))[-1].height == 5  # type: ignore[union-attr]
+    assert items(write(tmp_path, "csv").as_uri())[-1].height == 5  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
@@ -64,8 +68,7 @@ def test_progress_is_told(tmp_path: Path, ending: str) -> None:
     frame = pl.DataFrame({"patient": ["p"] * 2500, "text": ["t"] * 2500})
     path = tmp_path / f"rows.{ending}"
     {"jsonl": frame.write_ndjson, "csv": frame.write_csv, "parquet": frame.write_parquet}[ending](path)
-    counts = [item for item in sources.read(dataset_pb2.FileSource(url=str(path)), "patient", {}) if item is not frame]
-    assert counts[:2] == [1000, 2000]
+    assert [item for item in items(str(path)) if isinstance(item, int)][:2] == [1000, 2000]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +142,62 @@ def test_texts_that_are_no_plain_numbers_stay_texts(tmp_path: Path) -> None:
     assert kinds == {"patient": "STRING", "zip": "STRING", "big": "FLOAT", "word": "STRING", "flag": "BOOLEAN"}
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/rows.csv", "http://127.0.0.1/rows.csv", "simplecache::file:///x.csv"])
-def test_nothing_is_fetched_from_elsewhere(url: str) -> None:
-    with pytest.raises(Unreadable, match="this release"):
-        list(sources.read(dataset_pb2.FileSource(url=url), "patient", {}))
+# ---------------------------------------------------------------- what may be read
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/rows.csv",
+        "simplecache::file:///x.csv",
+        "rows.csv",
+        "file://elsewhere/x.csv",
+        "s3://bucket/../other/x.csv",
+        "s3://bucket//x.csv",
+        "s3://bucket/x.csv::file:///x.csv",
+        "memory://x.csv",
+    ],
+)
+def test_other_kinds_of_urls_are_refused(url: str) -> None:
+    with pytest.raises(Unreadable, match="URL"):
+        locate(url)
+
+
+def test_only_what_the_operator_allows_is_read(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "data", tmp_path / "data-of-others"
+    for place in (inside, outside, inside / "own"):
+        place.mkdir()
+        write(place, "csv")
+    (inside / "link.csv").symlink_to(outside / "rows.csv")
+    (inside / "own link.csv").symlink_to(inside / "own" / "rows.csv")
+    allowed = Sources([str(inside), "s3://bucket/data"], kept_out=[inside / "own"])
+    vault = Vault(tmp_path / "vault")
+
+    def read(url: str) -> int:
+        source = dataset_pb2.Source(file=dataset_pb2.FileSource(url=url))
+        return sum(item.height for item in allowed.read(source, "patient", {}, vault) if isinstance(item, pl.DataFrame))
+
+    assert read(f"{inside}/rows.csv") == read(f"{inside}/own/../rows.csv") == 5
+    for url in (
+        f"{outside}/rows.csv",
+        f"{inside}/../data-of-others/rows.csv",
+        f"file://{inside}/%2E%2E/data-of-others/rows.csv",
+        f"{inside}/link.csv",
+        f"{inside}/own/rows.csv",
+        f"{inside}/own link.csv",
+        f"{inside}/own/absent.csv",
+        "/etc/passwd",
+        "s3://bucket/data-of-others/rows.csv",
+        "s3://bucket/rows.csv",
+        "gs://bucket/data/rows.csv",
+    ):
+        with pytest.raises(Unreadable, match="MURMURA_SOURCES"):
+            read(url)
+    with pytest.raises(Unreadable, match="MURMURA_SOURCES"):
+        list(Sources().read(dataset_pb2.Source(file=dataset_pb2.FileSource(url=f"{inside}/rows.csv")), "p", {}, vault))
 
 
 @pytest.mark.parametrize("url", ["/nowhere/rows.csv", "/nowhere/rows.xlsx", "/"])
 def test_a_file_that_is_not_there_is_refused(url: str) -> None:
     with pytest.raises(Unreadable):
-        list(sources.read(dataset_pb2.FileSource(url=url), "patient", {}))
+        items(url)

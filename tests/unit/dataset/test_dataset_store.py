@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hmac
+import io
 import sqlite3
 from pathlib import Path
 
-import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from murmura.api.dataset.v1 import dataset_pb2
 from murmura.api.dataset.v1 import expressions_pb2 as frames_pb2
 from services.common.errors import MurmuraError
 from services.common.tokens import Principal
+from services.dataset import batches, mock
 from services.dataset import expressions as ex
-from services.dataset import mock, registration
-from services.dataset.catalogue import Catalogue, may_use
+from services.dataset.catalogue import Catalogue, may_use, untouched
 from services.dataset.registry import OtherLineage, Outdated, Registry
-from services.dataset.vault import Sealed, Vault
+from services.dataset.sealing import Sealed
+from services.dataset.units import Units, unpack
+from services.dataset.vault import Vault
 
 ROWS = pl.DataFrame(
     {"patient": ["Quillfeather", "Quillfeather", "Brambleworth"], "n": [1, 2, 3], "text": ["x", "y", ""]}
@@ -29,13 +34,30 @@ def everything_in(directory: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file())
 
 
+def store(vault: Vault, name: str, rows: pl.DataFrame) -> None:
+    incoming = vault.incoming(name)
+    incoming.add(rows)
+    incoming.keep()
+
+
+def load(vault: Vault, name: str) -> pl.DataFrame:
+    return pl.concat(vault.read(name))
+
+
+def fingerprint(vault: Vault, *pieces: pl.DataFrame) -> str:
+    made = vault.fingerprint()
+    for rows in pieces:
+        made.add(rows)
+    return made.hexdigest()
+
+
 # ---------------------------------------------------------------- vault
 
 
 def test_rows_rest_encrypted_and_private(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
-    vault.store("one", ROWS)
-    assert vault.load("one").equals(ROWS)
+    store(vault, "one", ROWS)
+    assert load(vault, "one").equals(ROWS)
     held = everything_in(tmp_path)
     assert b"Quillfeather" not in held
     assert b"PAR1" not in held
@@ -44,31 +66,31 @@ def test_rows_rest_encrypted_and_private(tmp_path: Path) -> None:
 
 def test_erasing_the_key_erases_the_rows_even_from_a_backup(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
-    vault.store("one", ROWS)
-    backup = (tmp_path / "rows" / "one.parquet.aes").read_bytes()
+    store(vault, "one", ROWS)
+    backup = (tmp_path / "rows" / "one.rows.aes").read_bytes()
     vault.erase("one")
-    (tmp_path / "rows" / "one.parquet.aes").write_bytes(backup)
+    (tmp_path / "rows" / "one.rows.aes").write_bytes(backup)
     with pytest.raises(Sealed):
-        vault.load("one")
+        load(vault, "one")
 
 
 def test_changed_and_exchanged_rows_are_noticed(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
-    vault.store("one", ROWS)
-    vault.store("two", ROWS.reverse())
-    one, two = (tmp_path / "rows" / f"{name}.parquet.aes" for name in ("one", "two"))
+    store(vault, "one", ROWS)
+    store(vault, "two", ROWS.reverse())
+    one, two = (tmp_path / "rows" / f"{name}.rows.aes" for name in ("one", "two"))
     sealed = one.read_bytes()
     one.write_bytes(two.read_bytes())
     with pytest.raises(Sealed):
-        vault.load("one")
+        load(vault, "one")
     one.write_bytes(sealed[:-1] + bytes([sealed[-1] ^ 1]))
     with pytest.raises(Sealed):
-        vault.load("one")
+        load(vault, "one")
 
 
 @pytest.mark.parametrize("missing", ["master.key", "lineage.key"])
 def test_a_lost_key_is_not_made_anew(tmp_path: Path, missing: str) -> None:
-    Vault(tmp_path).store("one", ROWS)
+    store(Vault(tmp_path), "one", ROWS)
     (tmp_path / missing).unlink()
     with pytest.raises(Sealed, match=missing):
         Vault(tmp_path)
@@ -77,11 +99,11 @@ def test_a_lost_key_is_not_made_anew(tmp_path: Path, missing: str) -> None:
 def test_sweeping_leaves_only_what_is_known(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
     for name in ("kept", "orphan"):
-        vault.store(name, ROWS)
-    (tmp_path / "rows" / "kept.parquet.aes.new").write_bytes(b"half")
+        store(vault, name, ROWS)
+    (tmp_path / "rows" / "kept.rows.aes.new").write_bytes(b"half")
     vault.sweep({"kept"})
-    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["kept.key", "kept.parquet.aes"]
-    assert Vault(tmp_path).load("kept").equals(ROWS)
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["kept.key", "kept.rows.aes"]
+    assert load(Vault(tmp_path), "kept").equals(ROWS)
 
 
 # ---------------------------------------------------------------- lineage
@@ -101,18 +123,18 @@ def test_sweeping_leaves_only_what_is_known(tmp_path: Path) -> None:
 )
 def test_the_same_content_has_the_same_fingerprint(tmp_path: Path, copy: pl.DataFrame) -> None:
     vault = Vault(tmp_path)
-    assert vault.fingerprint(copy) == vault.fingerprint(ROWS)
-    assert Vault(tmp_path).fingerprint(copy) == vault.fingerprint(ROWS)
+    assert fingerprint(vault, copy) == fingerprint(vault, ROWS)
+    assert fingerprint(Vault(tmp_path), copy) == fingerprint(vault, ROWS)
 
 
 @pytest.mark.parametrize("other", [ROWS.head(2), pl.concat([ROWS, ROWS]), ROWS.with_columns(text=pl.lit("z"))])
 def test_other_content_has_another_fingerprint(tmp_path: Path, other: pl.DataFrame) -> None:
     vault = Vault(tmp_path)
-    assert vault.fingerprint(other) != vault.fingerprint(ROWS)
+    assert fingerprint(vault, other) != fingerprint(vault, ROWS)
 
 
 def test_a_fingerprint_needs_the_service_s_key(tmp_path: Path) -> None:
-    assert Vault(tmp_path / "one").fingerprint(ROWS) != Vault(tmp_path / "two").fingerprint(ROWS)
+    assert fingerprint(Vault(tmp_path / "one"), ROWS) != fingerprint(Vault(tmp_path / "two"), ROWS)
 
 
 # ---------------------------------------------------------------- registry
@@ -120,14 +142,24 @@ def test_a_fingerprint_needs_the_service_s_key(tmp_path: Path) -> None:
 
 def resource(name: str = "datasets/notes", lineage: str = "aaaa") -> dataset_pb2.Dataset:
     made = dataset_pb2.Dataset(name=name, lineage=lineage, row_count=3, unit_count=2, privacy_unit_column="patient")
+    made.policy_version = 1
     for column, kind in (("patient", "STRING"), ("n", "INTEGER"), ("text", "STRING")):
         made.schema.columns.add(name=column, type=frames_pb2.ValueType.Value(f"VALUE_TYPE_{kind}"))
     made.schema.columns[2].public_values.extend(["a|b", "c|d"])
     return made
 
 
+def pack(*numbers: int) -> bytes:
+    units = Units()
+    units.add(pl.Series(numbers))
+    return units.packed()
+
+
+PACKED = pack(0, 0, 1)
+
+
 def add(registry: Registry, made: dataset_pb2.Dataset, request: str = "r1", fingerprint: str = "f") -> None:
-    registry.add(made, f"storage-{made.name[9:]}", np.array([0, 0, 1]), fingerprint, (request, "body", b"answer"))
+    registry.add(made, f"storage-{made.name[9:]}", PACKED, fingerprint, (request, "body", b"answer"))
 
 
 def test_a_dataset_and_its_answer_outlive_the_process(tmp_path: Path) -> None:
@@ -254,5 +286,113 @@ def test_foreign_and_missing_are_the_same(catalogue: Catalogue) -> None:
 
 
 def test_units_are_numbered_by_first_slot() -> None:
-    assert registration.number_units(pl.Series(["q", "a", "q", "b"])).tolist() == [0, 1, 0, 2]
-    assert registration.number_units(pl.Series([7, 3, 7])).tolist() == [0, 1, 0]
+    units = Units()
+    assert units.add(pl.Series(["q", "a", "q", "b"])).tolist() == [0, 1, 0, 2]
+    assert units.add(pl.Series(["b", "c", "a"])).tolist() == [2, 3, 1]
+    assert (units.count, units.slots) == (4, 7)
+    assert unpack(units.packed()).tolist() == [0, 1, 0, 2, 2, 3, 1]
+    # What is no number is one unit, and both zeros are another: two units for one would be one budget too many.
+    assert Units().add(pl.Series([float("nan"), 0.0, -0.0, float("nan")])).tolist() == [0, 1, 1, 0]
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def test_a_dataset_of_many_pieces_opens_only_those_of_its_slots(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    many = pl.DataFrame({"n": range(40), "text": ["x" * 100_000 + str(n) for n in range(40)]})
+    incoming = vault.incoming("many")
+    for start in range(0, 40, 7):
+        incoming.add(many.slice(start, 7))
+    incoming.keep()
+    pieces = list(vault.read("many"))
+    assert [piece.height for piece in pieces] == [10, 10, 10, 10]
+    assert max(batches.sizes(piece).sum() for piece in pieces) <= batches.PIECE_BYTES
+    assert pl.concat(pieces).equals(many)
+    for slots in (range(0, 1), range(9, 10), range(5, 33), range(39, 40), range(40, 40)):
+        assert sum(piece.height for piece in vault.read("many", slots)) == len(slots)
+        assert pl.concat([many.clear(), *vault.read("many", slots)]).equals(many[slots.start : slots.stop])
+
+
+def test_rows_that_were_not_kept_leave_nothing(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    incoming = vault.incoming("one")
+    incoming.add(ROWS)
+    incoming.discard()
+    assert not list((tmp_path / "rows").iterdir())
+    with pytest.raises(Sealed):
+        load(vault, "one")
+
+
+def test_rows_that_were_sealed_whole_are_still_read(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    store(vault, "one", ROWS)
+    (tmp_path / "rows" / "one.rows.aes").unlink()
+    plain = io.BytesIO()
+    ROWS.write_parquet(plain)
+    sealed = AESGCM(vault._data_key("one")).encrypt(bytes(12), plain.getvalue(), b"one")
+    (tmp_path / "rows" / "one.parquet.aes").write_bytes(bytes(12) + sealed)
+    assert load(vault, "one").equals(ROWS)
+    assert pl.concat(vault.read("one", range(1, 3))).equals(ROWS[1:3])
+    vault.erase("one")
+    assert not list((tmp_path / "rows").iterdir())
+
+
+def test_a_fingerprint_is_the_one_that_content_has_always_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.dataset.lineage._RUN", 7)
+    monkeypatch.setattr("services.dataset.lineage._READ_AT_ONCE", 3)
+    vault = Vault(tmp_path)
+    many = pl.DataFrame({"n": range(50), "text": [f"{n * 7919 % 50}" for n in range(50)]})
+    key = vault._lineage_key
+    digests = sorted(hmac.digest(key, "\0".join(sorted(map(str, row))).encode(), "sha256") for row in many.iter_rows())
+    assert fingerprint(vault, many) == hmac.digest(key, b"".join(digests), "sha256").hex()
+    assert fingerprint(vault, many[20:], many[:20].reverse()) == fingerprint(vault, many)
+    assert fingerprint(vault, many, many[:1]) != fingerprint(vault, many)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def rename(**columns: str) -> frames_pb2.Operation:
+    return frames_pb2.Operation(rename=frames_pb2.Rename(columns=columns))
+
+
+def test_columns_that_are_left_alone_are_the_same_on_both_ways(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = pl.DataFrame({"patient": ["a", "a", "b"], "n": ["1", None, "3"], "text": ["x", "y", ""]})
+    made = resource("datasets/alike")
+    made.schema.columns[1].type = frames_pb2.VALUE_TYPE_STRING
+    add(catalogue.registry, made, request="r9")
+    store(catalogue.vault, "storage-alike", rows)
+
+    def read(*operations: frames_pb2.Operation, columns: tuple[str, str] = ("text", "")) -> list[dict[str, object]]:
+        asked = frames_pb2.Frame(dataset="datasets/alike", operations=operations)
+        messages = catalogue.read(catalogue.describe(asked, ANALYST), *columns)
+        return [row for part in messages for row in pa.ipc.open_stream(part).read_all().to_pylist()]
+
+    swapped, cut = rename(text="n", n="text"), frames_pb2.Operation(slice=frames_pb2.Slice(start=1))
+    asked = [
+        ((), ("text", "")),
+        ((swapped,), ("text", "")),
+        ((swapped,), ("text", "n")),
+        ((cut,), ("text", "")),
+        ((rename(text="note"),), ("note", "patient")),
+    ]
+    straight = [read(*operations, columns=columns) for operations, columns in asked]
+    assert straight[0] == [{"unit": 0, "text": "x"}, {"unit": 0, "text": "y"}]
+    assert straight[1] == [{"unit": 0, "text": "1"}, {"unit": 1, "text": "3"}]
+    assert straight[2] == [{"unit": 0, "text": "1", "completion": "x"}]
+    assert straight[3] == [{"unit": 0, "text": "y"}]
+    monkeypatch.setattr("services.dataset.catalogue.untouched", lambda operations, columns: None)
+    assert straight == [read(*operations, columns=columns) for operations, columns in asked]
+
+
+def test_what_an_operation_makes_or_drops_is_not_left_alone() -> None:
+    columns = ("patient", "text")
+    assert untouched([ex.Rename({"text": "note"}), ex.Slice(1, None)], columns) == {
+        "patient": "patient",
+        "note": "text",
+    }
+    assert untouched([ex.Assign("text", ex.Column("patient"))], columns) is None
+    assert untouched([ex.Filter(ex.Literal(value=True))], columns) is None

@@ -104,6 +104,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED. The contract has it and this release does not. Metadata: `feature`."""
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 34
     """UNAVAILABLE. A service that this one needs does not answer. Metadata: `service`."""
+    ERROR_REASON_VERSION_CONFLICT: _ErrorReason.ValueType  # 35
+    """ABORTED. The resource is at another version than the one that the change was based on. Metadata: `resource`,
+    `base_version`, `version`, `author`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused. The name of the value stands in `google.rpc.ErrorInfo.reason`; the domain is "murmura".
@@ -189,6 +193,10 @@ ERROR_REASON_NOT_IN_THIS_RELEASE: ErrorReason.ValueType  # 33
 """UNIMPLEMENTED. The contract has it and this release does not. Metadata: `feature`."""
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 34
 """UNAVAILABLE. A service that this one needs does not answer. Metadata: `service`."""
+ERROR_REASON_VERSION_CONFLICT: ErrorReason.ValueType  # 35
+"""ABORTED. The resource is at another version than the one that the change was based on. Metadata: `resource`,
+`base_version`, `version`, `author`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

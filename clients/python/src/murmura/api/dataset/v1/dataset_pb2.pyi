@@ -77,6 +77,42 @@ DATASET_STATE_FAILED: DatasetState.ValueType  # 3
 """Reading in failed; stewards see why."""
 Global___DatasetState: _TypeAlias = DatasetState  # noqa: Y015
 
+class _Right:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RightEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Right.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RIGHT_UNSPECIFIED: _Right.ValueType  # 0
+    """Never sent."""
+    RIGHT_SEE: _Right.ValueType  # 1
+    """Know that it exists, and see what is public of it."""
+    RIGHT_TRAIN_PRIVATE: _Right.ValueType  # 2
+    """Run a private job on it."""
+    RIGHT_TRAIN_UNLIMITED: _Right.ValueType  # 3
+    """Run a job without privacy on it."""
+    RIGHT_STATISTICS: _Right.ValueType  # 4
+    """Ask for a noisy statistic of it."""
+    RIGHT_USE_ADAPTERS: _Right.ValueType  # 5
+    """Sample from adapters that were trained on it."""
+
+class Right(_Right, metaclass=_RightEnumTypeWrapper):
+    """Something that a person may or may not do with a dataset."""
+
+RIGHT_UNSPECIFIED: Right.ValueType  # 0
+"""Never sent."""
+RIGHT_SEE: Right.ValueType  # 1
+"""Know that it exists, and see what is public of it."""
+RIGHT_TRAIN_PRIVATE: Right.ValueType  # 2
+"""Run a private job on it."""
+RIGHT_TRAIN_UNLIMITED: Right.ValueType  # 3
+"""Run a job without privacy on it."""
+RIGHT_STATISTICS: Right.ValueType  # 4
+"""Ask for a noisy statistic of it."""
+RIGHT_USE_ADAPTERS: Right.ValueType  # 5
+"""Sample from adapters that were trained on it."""
+Global___Right: _TypeAlias = Right  # noqa: Y015
+
 @_typing.final
 class Column(_message.Message):
     """A column, as the public may know it."""
@@ -289,6 +325,7 @@ class Dataset(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`datasets/<id>`."""
     display_name: _builtins.str
@@ -307,6 +344,8 @@ class Dataset(_message.Message):
     """Where it stands."""
     owner: _builtins.str
     """The steward who registered it."""
+    policy_version: _builtins.int
+    """Which version of its policy stands; the first is 1."""
     @_builtins.property
     def schema(self) -> Global___Schema:
         """The columns."""
@@ -334,14 +373,83 @@ class Dataset(_message.Message):
         policy: Global___Policy | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         owner: _builtins.str = ...,
+        policy_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policy", b"policy", "schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "create_time", b"create_time", "display_name", b"display_name", "lineage", b"lineage", "name", b"name", "owner", b"owner", "policy", b"policy", "privacy_unit_column", b"privacy_unit_column", "row_count", b"row_count", "schema", b"schema", "state", b"state", "unit_count", b"unit_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "create_time", b"create_time", "display_name", b"display_name", "lineage", b"lineage", "name", b"name", "owner", b"owner", "policy", b"policy", "policy_version", b"policy_version", "privacy_unit_column", b"privacy_unit_column", "row_count", b"row_count", "schema", b"schema", "state", b"state", "unit_count", b"unit_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
+
+@_typing.final
+class PolicyVersion(_message.Message):
+    """A policy as it stood, or stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Its number; the first is 1."""
+    author: _builtins.str
+    """The steward who wrote it."""
+    @_builtins.property
+    def policy(self) -> Global___Policy:
+        """What it says."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it came into force."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        policy: Global___Policy | None = ...,
+        author: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "create_time", b"create_time", "policy", b"policy", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyVersion: _TypeAlias = PolicyVersion  # noqa: Y015
+
+@_typing.final
+class RightCheck(_message.Message):
+    """Whether a person has a right, and why or why not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RIGHT_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    right: Global___Right.ValueType
+    """Which right."""
+    allowed: _builtins.bool
+    """Whether the person has it now."""
+    reason: _builtins.str
+    """A sentence for a steward: by which rule, and what would change it."""
+    def __init__(
+        self,
+        *,
+        right: Global___Right.ValueType = ...,
+        allowed: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "reason", b"reason", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RightCheck: _TypeAlias = RightCheck  # noqa: Y015
 
 @_typing.final
 class MockRow(_message.Message):

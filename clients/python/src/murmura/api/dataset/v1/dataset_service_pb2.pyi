@@ -31,7 +31,7 @@ class _StatisticEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Statistic.V
     STATISTIC_UNSPECIFIED: _Statistic.ValueType  # 0
     """Never sent."""
     STATISTIC_COUNT: _Statistic.ValueType  # 1
-    """Number of rows that are not empty."""
+    """Number of rows that are not empty: neither filtered out, nor dropped because an expression failed on them."""
     STATISTIC_MEAN: _Statistic.ValueType  # 2
     """Mean of a bounded column."""
     STATISTIC_HISTOGRAM: _Statistic.ValueType  # 3
@@ -45,7 +45,7 @@ class Statistic(_Statistic, metaclass=_StatisticEnumTypeWrapper):
 STATISTIC_UNSPECIFIED: Statistic.ValueType  # 0
 """Never sent."""
 STATISTIC_COUNT: Statistic.ValueType  # 1
-"""Number of rows that are not empty."""
+"""Number of rows that are not empty: neither filtered out, nor dropped because an expression failed on them."""
 STATISTIC_MEAN: Statistic.ValueType  # 2
 """Mean of a bounded column."""
 STATISTIC_HISTOGRAM: Statistic.ValueType  # 3
@@ -247,10 +247,13 @@ class UpdatePolicyRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a retry safe."""
     name: _builtins.str
     """`datasets/<id>`."""
+    base_version: _builtins.int
+    """The version that the new policy was made from: refused where another stands by now. 0 takes whichever stands."""
     @_builtins.property
     def policy(self) -> _dataset_pb2.Policy:
         """The new policy; its cap and currency must be those of the account."""
@@ -261,10 +264,11 @@ class UpdatePolicyRequest(_message.Message):
         request_id: _builtins.str = ...,
         name: _builtins.str = ...,
         policy: _dataset_pb2.Policy | None = ...,
+        base_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "policy", b"policy", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_version", b"base_version", "name", b"name", "policy", b"policy", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,6 +297,124 @@ class UpdatePolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdatePolicyResponse: _TypeAlias = UpdatePolicyResponse  # noqa: Y015
+
+@_typing.final
+class ListPolicyVersionsRequest(_message.Message):
+    """Lists a policy's versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`datasets/<id>`."""
+    page_size: _builtins.int
+    """At most this many; the default is 100."""
+    page_token: _builtins.str
+    """From an earlier answer."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyVersionsRequest: _TypeAlias = ListPolicyVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyVersionsResponse(_message.Message):
+    """A page of versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty at the end."""
+    @_builtins.property
+    def policy_versions(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.PolicyVersion]:
+        """The versions, newest first."""
+
+    def __init__(
+        self,
+        *,
+        policy_versions: _abc.Iterable[_dataset_pb2.PolicyVersion] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policy_versions", b"policy_versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyVersionsResponse: _TypeAlias = ListPolicyVersionsResponse  # noqa: Y015
+
+@_typing.final
+class CheckPolicyRequest(_message.Message):
+    """Asks what a person could do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`datasets/<id>`."""
+    principal: _builtins.str
+    """Who, as their token names them."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The roles that their token would give them; none: analyst."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        principal: _builtins.str = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "principal", b"principal", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckPolicyRequest: _TypeAlias = CheckPolicyRequest  # noqa: Y015
+
+@_typing.final
+class CheckPolicyResponse(_message.Message):
+    """What the person could do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RIGHTS_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    policy_version: _builtins.int
+    """The version of the policy that was looked at."""
+    @_builtins.property
+    def rights(self) -> _containers.RepeatedCompositeFieldContainer[_dataset_pb2.RightCheck]:
+        """One for each right, in the order of the enum."""
+
+    def __init__(
+        self,
+        *,
+        rights: _abc.Iterable[_dataset_pb2.RightCheck] | None = ...,
+        policy_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_version", b"policy_version", "rights", b"rights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckPolicyResponse: _TypeAlias = CheckPolicyResponse  # noqa: Y015
 
 @_typing.final
 class DeleteDatasetRequest(_message.Message):
@@ -491,13 +613,15 @@ class QueryStatisticRequest(_message.Message):
     statistic: Global___Statistic.ValueType
     """The statistic."""
     column: _builtins.str
-    """The numeric column; not needed for a count."""
+    """The numeric column. For a count it may be left out: a count with a column, of any type, is of its values that are
+    not null.
+    """
     lower: _builtins.float
     """The public lower bound of the column."""
     upper: _builtins.float
     """The public upper bound of the column."""
     parameter: _builtins.float
-    """The quantile, or the number of histogram bins."""
+    """The quantile, from 0 to 1, or the number of histogram bins, from 1 to 1000. For those two alone."""
     target_epsilon: _builtins.float
     """The epsilon that it may reach at the account's delta."""
     validate_only: _builtins.bool
@@ -540,30 +664,124 @@ Global___QueryStatisticRequest: _TypeAlias = QueryStatisticRequest  # noqa: Y015
 
 @_typing.final
 class QueryStatisticResponse(_message.Message):
-    """The noisy statistic."""
+    """The noisy statistic, or its plan."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUES_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    reservation: _builtins.str
+    """`accounts/<lineage>/reservations/<id>`: the charge. Empty in a plan."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The value, or one value a bin."""
+        """The value, or one value a bin: unbiased counts, which the noise may make negative. Empty in a plan."""
 
     @_builtins.property
     def statement(self) -> _privacy_pb2.PrivacyStatement:
         """What is promised about it."""
+
+    @_builtins.property
+    def plan(self) -> Global___StatisticPlan:
+        """What it would cost, or what it has cost, and how exact it is. All of it follows from what is public."""
+
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The edges of the bins of a histogram, one more than there are bins. Values beyond the bounds count as the bounds."""
+
+    @_builtins.property
+    def receipt(self) -> _privacy_pb2.Receipt:
+        """Where the ledger stood when this was charged, or when it was asked about the charge again. Unset in a plan."""
 
     def __init__(
         self,
         *,
         values: _abc.Iterable[_builtins.float] | None = ...,
         statement: _privacy_pb2.PrivacyStatement | None = ...,
+        plan: Global___StatisticPlan | None = ...,
+        edges: _abc.Iterable[_builtins.float] | None = ...,
+        reservation: _builtins.str = ...,
+        receipt: _privacy_pb2.Receipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "receipt", b"receipt", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "plan", b"plan", "receipt", b"receipt", "reservation", b"reservation", "statement", b"statement", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueryStatisticResponse: _TypeAlias = QueryStatisticResponse  # noqa: Y015
+
+@_typing.final
+class StatisticPlan(_message.Message):
+    """What a statistic costs and how exact it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    SENSITIVITY_FIELD_NUMBER: _builtins.int
+    NOISE_STANDARD_DEVIATION_FIELD_NUMBER: _builtins.int
+    EXPECTED_ERROR_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    AFFORDABLE_FIELD_NUMBER: _builtins.int
+    LEFT_EPSILON_FIELD_NUMBER: _builtins.int
+    LEFT_EPSILON_AFTER_FIELD_NUMBER: _builtins.int
+    SPENT_EPSILON_FIELD_NUMBER: _builtins.int
+    CAP_EPSILON_FIELD_NUMBER: _builtins.int
+    PAID_FIELD_NUMBER: _builtins.int
+    row_count: _builtins.int
+    """Slots of the frame."""
+    unit_count: _builtins.int
+    """Privacy units of the frame."""
+    sensitivity: _builtins.float
+    """The most by which one unit can change what the noise is added to: the L2 norm, in rows. It grows with the greatest
+    number of slots that one unit owns, `max_rows_per_unit` of the statement.
+    """
+    noise_standard_deviation: _builtins.float
+    """Standard deviation of the noise on each noised number, in rows. What is noised is a count, the counts of bins, for a
+    mean the count and the sum of the values scaled to [-1, 1], and for a quantile the counts of a tree of ranges.
+    """
+    expected_error: _builtins.float
+    """The standard error to expect. Of a count and of each bin in rows; of a mean in the column's unit, at most, if no row
+    is empty; of a quantile as a share of the rows by which its rank may be off, at most, if no row is empty.
+    """
+    resolution: _builtins.float
+    """The width of the ranges that a quantile can tell apart, in the column's unit; 0 for other statistics."""
+    affordable: _builtins.bool
+    """Whether the account could pay it now."""
+    left_epsilon: _builtins.float
+    """The greatest target epsilon that could be paid now."""
+    left_epsilon_after: _builtins.float
+    """The greatest target epsilon that could be paid afterwards."""
+    spent_epsilon: _builtins.float
+    """Epsilon that the account has spent, reservations included."""
+    cap_epsilon: _builtins.float
+    """The cap's epsilon."""
+    paid: _builtins.bool
+    """This request id has been paid already: sending it again gives the same answer and spends nothing."""
+    def __init__(
+        self,
+        *,
+        row_count: _builtins.int = ...,
+        unit_count: _builtins.int = ...,
+        sensitivity: _builtins.float = ...,
+        noise_standard_deviation: _builtins.float = ...,
+        expected_error: _builtins.float = ...,
+        resolution: _builtins.float = ...,
+        affordable: _builtins.bool = ...,
+        left_epsilon: _builtins.float = ...,
+        left_epsilon_after: _builtins.float = ...,
+        spent_epsilon: _builtins.float = ...,
+        cap_epsilon: _builtins.float = ...,
+        paid: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affordable", b"affordable", "cap_epsilon", b"cap_epsilon", "expected_error", b"expected_error", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "noise_standard_deviation", b"noise_standard_deviation", "paid", b"paid", "resolution", b"resolution", "row_count", b"row_count", "sensitivity", b"sensitivity", "spent_epsilon", b"spent_epsilon", "unit_count", b"unit_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatisticPlan: _TypeAlias = StatisticPlan  # noqa: Y015

@@ -55,6 +55,16 @@ class DatasetServiceStub(object):
                 request_serializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.UpdatePolicyRequest.SerializeToString,
                 response_deserializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.UpdatePolicyResponse.FromString,
                 _registered_method=True)
+        self.ListPolicyVersions = channel.unary_unary(
+                '/murmura.api.dataset.v1.DatasetService/ListPolicyVersions',
+                request_serializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.ListPolicyVersionsRequest.SerializeToString,
+                response_deserializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.ListPolicyVersionsResponse.FromString,
+                _registered_method=True)
+        self.CheckPolicy = channel.unary_unary(
+                '/murmura.api.dataset.v1.DatasetService/CheckPolicy',
+                request_serializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.CheckPolicyRequest.SerializeToString,
+                response_deserializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.CheckPolicyResponse.FromString,
+                _registered_method=True)
         self.DeleteDataset = channel.unary_unary(
                 '/murmura.api.dataset.v1.DatasetService/DeleteDataset',
                 request_serializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.DeleteDatasetRequest.SerializeToString,
@@ -110,6 +120,20 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPolicyVersions(self, request, context):
+        """Lists every version that a dataset's policy has had, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckPolicy(self, request, context):
+        """Says what a person could do with a dataset and why not, by the rules that decide when they try.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteDataset(self, request, context):
         """Removes a dataset and erases its key. The ledger keeps its account.
         """
@@ -132,7 +156,8 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def QueryStatistic(self, request, context):
-        """A noisy statistic of a bounded column, charged to the ledger.
+        """A noisy statistic of a frame, charged to the ledger before it is answered; with `validate_only` its plan, for free.
+        The same request again is the same noisy answer again, and costs nothing more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +185,16 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.UpdatePolicy,
                     request_deserializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.UpdatePolicyRequest.FromString,
                     response_serializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.UpdatePolicyResponse.SerializeToString,
+            ),
+            'ListPolicyVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyVersions,
+                    request_deserializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.ListPolicyVersionsRequest.FromString,
+                    response_serializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.ListPolicyVersionsResponse.SerializeToString,
+            ),
+            'CheckPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckPolicy,
+                    request_deserializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.CheckPolicyRequest.FromString,
+                    response_serializer=murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.CheckPolicyResponse.SerializeToString,
             ),
             'DeleteDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDataset,
@@ -291,6 +326,60 @@ class DatasetService(object):
             '/murmura.api.dataset.v1.DatasetService/UpdatePolicy',
             murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.UpdatePolicyRequest.SerializeToString,
             murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.UpdatePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicyVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/murmura.api.dataset.v1.DatasetService/ListPolicyVersions',
+            murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.ListPolicyVersionsRequest.SerializeToString,
+            murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.ListPolicyVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/murmura.api.dataset.v1.DatasetService/CheckPolicy',
+            murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.CheckPolicyRequest.SerializeToString,
+            murmura_dot_api_dot_dataset_dot_v1_dot_dataset__service__pb2.CheckPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,6 +26,10 @@ class DatasetServiceStub:
     """Lists the datasets that the caller may use."""
     UpdatePolicy: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.UpdatePolicyRequest, _dataset_service_pb2.UpdatePolicyResponse]
     """Changes who may do what. The cap is changed in the ledger, by two principals."""
+    ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListPolicyVersionsRequest, _dataset_service_pb2.ListPolicyVersionsResponse]
+    """Lists every version that a dataset's policy has had, newest first."""
+    CheckPolicy: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.CheckPolicyRequest, _dataset_service_pb2.CheckPolicyResponse]
+    """Says what a person could do with a dataset and why not, by the rules that decide when they try."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]
     """Removes a dataset and erases its key. The ledger keeps its account."""
     DescribeFrame: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DescribeFrameRequest, _dataset_service_pb2.DescribeFrameResponse]
@@ -33,7 +37,9 @@ class DatasetServiceStub:
     ReadRows: _aio.UnaryStreamMultiCallable[_dataset_service_pb2.ReadRowsRequest, _dataset_service_pb2.ReadRowsResponse]
     """Streams the rows of a frame to the worker whose job token names exactly this frame."""
     QueryStatistic: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.QueryStatisticRequest, _dataset_service_pb2.QueryStatisticResponse]
-    """A noisy statistic of a bounded column, charged to the ledger."""
+    """A noisy statistic of a frame, charged to the ledger before it is answered; with `validate_only` its plan, for free.
+    The same request again is the same noisy answer again, and costs nothing more.
+    """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps private rows and lets them go to one place only: a worker that holds a job token."""
@@ -73,6 +79,22 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes who may do what. The cap is changed in the ledger, by two principals."""
 
     @_abc_1.abstractmethod
+    def ListPolicyVersions(
+        self,
+        request: _dataset_service_pb2.ListPolicyVersionsRequest,
+        context: _aio.ServicerContext[_dataset_service_pb2.ListPolicyVersionsRequest, _abc.Awaitable[_dataset_service_pb2.ListPolicyVersionsResponse]],
+    ) -> _abc.Awaitable[_dataset_service_pb2.ListPolicyVersionsResponse]:
+        """Lists every version that a dataset's policy has had, newest first."""
+
+    @_abc_1.abstractmethod
+    def CheckPolicy(
+        self,
+        request: _dataset_service_pb2.CheckPolicyRequest,
+        context: _aio.ServicerContext[_dataset_service_pb2.CheckPolicyRequest, _abc.Awaitable[_dataset_service_pb2.CheckPolicyResponse]],
+    ) -> _abc.Awaitable[_dataset_service_pb2.CheckPolicyResponse]:
+        """Says what a person could do with a dataset and why not, by the rules that decide when they try."""
+
+    @_abc_1.abstractmethod
     def DeleteDataset(
         self,
         request: _dataset_service_pb2.DeleteDatasetRequest,
@@ -102,6 +124,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.QueryStatisticRequest,
         context: _aio.ServicerContext[_dataset_service_pb2.QueryStatisticRequest, _abc.Awaitable[_dataset_service_pb2.QueryStatisticResponse]],
     ) -> _abc.Awaitable[_dataset_service_pb2.QueryStatisticResponse]:
-        """A noisy statistic of a bounded column, charged to the ledger."""
+        """A noisy statistic of a frame, charged to the ledger before it is answered; with `validate_only` its plan, for free.
+        The same request again is the same noisy answer again, and costs nothing more.
+        """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _aio.Server) -> None: ...

@@ -101,13 +101,13 @@ class _FunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Function.Val
     FUNCTION_STRING_LENGTH: _Function.ValueType  # 15
     """(string) -> integer; characters."""
     FUNCTION_REGEX_EXTRACT: _Function.ValueType  # 16
-    """(string, RE2 pattern, group) -> string."""
+    """(string, RE2 pattern, group) -> string; fails where there is no match."""
     FUNCTION_REGEX_REPLACE: _Function.ValueType  # 17
-    """(string, RE2 pattern, replacement) -> string."""
+    """(string, RE2 pattern, replacement) -> string; the replacement is taken literally."""
     FUNCTION_REGEX_MATCHES: _Function.ValueType  # 18
     """(string, RE2 pattern) -> boolean."""
     FUNCTION_JSON_EXTRACT: _Function.ValueType  # 19
-    """(string, JSON path) -> string."""
+    """(string, JSON path) -> string; members and indexes only; what is no text comes as JSON."""
     FUNCTION_CAST: _Function.ValueType  # 20
     """(any, target type name) -> that type; fails where it does not parse."""
     FUNCTION_ADD: _Function.ValueType  # 21
@@ -119,7 +119,7 @@ class _FunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Function.Val
     FUNCTION_DIVIDE: _Function.ValueType  # 24
     """(number, number) -> number; fails on a zero divisor."""
     FUNCTION_EQUAL: _Function.ValueType  # 25
-    """(any, any) -> boolean."""
+    """(any, any) -> boolean; no value where one of them has none."""
     FUNCTION_NOT_EQUAL: _Function.ValueType  # 26
     """(any, any) -> boolean."""
     FUNCTION_LESS: _Function.ValueType  # 27
@@ -148,6 +148,38 @@ class _FunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Function.Val
     """(timestamp) -> integer."""
     FUNCTION_DAY: _Function.ValueType  # 39
     """(timestamp) -> integer."""
+    FUNCTION_HOUR: _Function.ValueType  # 40
+    """(timestamp) -> integer."""
+    FUNCTION_MINUTE: _Function.ValueType  # 41
+    """(timestamp) -> integer."""
+    FUNCTION_SECOND: _Function.ValueType  # 42
+    """(timestamp) -> integer."""
+    FUNCTION_WEEKDAY: _Function.ValueType  # 43
+    """(timestamp) -> integer; Monday is 0."""
+    FUNCTION_PARSE_TIMESTAMP: _Function.ValueType  # 44
+    """(string, format as of strptime) -> timestamp; fails where it does not parse."""
+    FUNCTION_FORMAT_TIMESTAMP: _Function.ValueType  # 45
+    """(timestamp, format as of strftime) -> string."""
+    FUNCTION_NEGATE: _Function.ValueType  # 46
+    """(number) -> number."""
+    FUNCTION_ABSOLUTE: _Function.ValueType  # 47
+    """(number) -> number."""
+    FUNCTION_ROUND: _Function.ValueType  # 48
+    """(number[, digits]) -> number; halves go to the even digit; an integer without digits."""
+    FUNCTION_MODULO: _Function.ValueType  # 49
+    """(number, number) -> number; has the divisor's sign; fails on a zero divisor."""
+    FUNCTION_FLOOR_DIVIDE: _Function.ValueType  # 50
+    """(number, number) -> number; rounds down; fails on a zero divisor."""
+    FUNCTION_STRING_TITLE: _Function.ValueType  # 51
+    """(string) -> string; each word with a capital."""
+    FUNCTION_STRING_FIND: _Function.ValueType  # 52
+    """(string, part) -> integer; -1 where there is none; counts characters."""
+    FUNCTION_STRING_COUNT: _Function.ValueType  # 53
+    """(string, part) -> integer; occurrences that do not overlap."""
+    FUNCTION_IN: _Function.ValueType  # 54
+    """(any, constant...) -> boolean; whether the value is one of them."""
+    FUNCTION_LIST_LENGTH: _Function.ValueType  # 55
+    """(string list) -> integer."""
 
 class Function(_Function, metaclass=_FunctionEnumTypeWrapper):
     """The operations. A row on which one fails disappears silently; the analyst is never told which or how many."""
@@ -185,13 +217,13 @@ FUNCTION_STRING_ENDS_WITH: Function.ValueType  # 14
 FUNCTION_STRING_LENGTH: Function.ValueType  # 15
 """(string) -> integer; characters."""
 FUNCTION_REGEX_EXTRACT: Function.ValueType  # 16
-"""(string, RE2 pattern, group) -> string."""
+"""(string, RE2 pattern, group) -> string; fails where there is no match."""
 FUNCTION_REGEX_REPLACE: Function.ValueType  # 17
-"""(string, RE2 pattern, replacement) -> string."""
+"""(string, RE2 pattern, replacement) -> string; the replacement is taken literally."""
 FUNCTION_REGEX_MATCHES: Function.ValueType  # 18
 """(string, RE2 pattern) -> boolean."""
 FUNCTION_JSON_EXTRACT: Function.ValueType  # 19
-"""(string, JSON path) -> string."""
+"""(string, JSON path) -> string; members and indexes only; what is no text comes as JSON."""
 FUNCTION_CAST: Function.ValueType  # 20
 """(any, target type name) -> that type; fails where it does not parse."""
 FUNCTION_ADD: Function.ValueType  # 21
@@ -203,7 +235,7 @@ FUNCTION_MULTIPLY: Function.ValueType  # 23
 FUNCTION_DIVIDE: Function.ValueType  # 24
 """(number, number) -> number; fails on a zero divisor."""
 FUNCTION_EQUAL: Function.ValueType  # 25
-"""(any, any) -> boolean."""
+"""(any, any) -> boolean; no value where one of them has none."""
 FUNCTION_NOT_EQUAL: Function.ValueType  # 26
 """(any, any) -> boolean."""
 FUNCTION_LESS: Function.ValueType  # 27
@@ -232,6 +264,38 @@ FUNCTION_MONTH: Function.ValueType  # 38
 """(timestamp) -> integer."""
 FUNCTION_DAY: Function.ValueType  # 39
 """(timestamp) -> integer."""
+FUNCTION_HOUR: Function.ValueType  # 40
+"""(timestamp) -> integer."""
+FUNCTION_MINUTE: Function.ValueType  # 41
+"""(timestamp) -> integer."""
+FUNCTION_SECOND: Function.ValueType  # 42
+"""(timestamp) -> integer."""
+FUNCTION_WEEKDAY: Function.ValueType  # 43
+"""(timestamp) -> integer; Monday is 0."""
+FUNCTION_PARSE_TIMESTAMP: Function.ValueType  # 44
+"""(string, format as of strptime) -> timestamp; fails where it does not parse."""
+FUNCTION_FORMAT_TIMESTAMP: Function.ValueType  # 45
+"""(timestamp, format as of strftime) -> string."""
+FUNCTION_NEGATE: Function.ValueType  # 46
+"""(number) -> number."""
+FUNCTION_ABSOLUTE: Function.ValueType  # 47
+"""(number) -> number."""
+FUNCTION_ROUND: Function.ValueType  # 48
+"""(number[, digits]) -> number; halves go to the even digit; an integer without digits."""
+FUNCTION_MODULO: Function.ValueType  # 49
+"""(number, number) -> number; has the divisor's sign; fails on a zero divisor."""
+FUNCTION_FLOOR_DIVIDE: Function.ValueType  # 50
+"""(number, number) -> number; rounds down; fails on a zero divisor."""
+FUNCTION_STRING_TITLE: Function.ValueType  # 51
+"""(string) -> string; each word with a capital."""
+FUNCTION_STRING_FIND: Function.ValueType  # 52
+"""(string, part) -> integer; -1 where there is none; counts characters."""
+FUNCTION_STRING_COUNT: Function.ValueType  # 53
+"""(string, part) -> integer; occurrences that do not overlap."""
+FUNCTION_IN: Function.ValueType  # 54
+"""(any, constant...) -> boolean; whether the value is one of them."""
+FUNCTION_LIST_LENGTH: Function.ValueType  # 55
+"""(string list) -> integer."""
 Global___Function: _TypeAlias = Function  # noqa: Y015
 
 @_typing.final

@@ -1,0 +1,38 @@
+"""Files that are whole on disk or not there at all, readable by their owner only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+
+def create(path: Path) -> IO[bytes]:
+    """Open a fresh file for writing."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+def settle(file: IO[bytes], written: Path, path: Path) -> None:
+    """Close a written file and give it its name: it is on disk when this returns."""
+    with file:
+        file.flush()
+        os.fsync(file.fileno())
+    written.replace(path)
+    sync(path.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file atomically; it is on disk when this returns."""
+    temporary = path.with_name(path.name + ".new")
+    file = create(temporary)
+    file.write(data)
+    settle(file, temporary, path)
+
+
+def sync(directory: Path) -> None:
+    """Make a rename or a removal durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

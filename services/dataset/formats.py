@@ -1,0 +1,165 @@
+"""The rows of JSON Lines, CSV and Parquet files, with types that are fixed, a bounded number of them at a time.
+
+What is broken is named by line and column, never by content: an exception of a parser quotes what it could not parse,
+so none is passed on. The types of JSON Lines and CSV are known only after the last line. Such a file is read once, and
+an encrypted copy of it a second time: the source may be slow, or change in between.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from services.dataset import columns as typing_of
+from services.dataset import expressions as ex
+from services.dataset.columns import Unreadable
+from services.dataset.vault import Spool
+
+ROWS_A_REPORT = 1_000
+READ_BYTES = 1 << 20
+MOST_LINE_BYTES = 1 << 24
+# The number of rows that were seen so far, or the next rows and the line of each.
+Item = int | tuple[pl.DataFrame, list[int]]
+_Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def json_lines(file: Any, declared: Mapping[str, str], spool: Spool) -> Iterator[Item]:
+    """Read one JSON object a line.
+
+    Args:
+        file: open for reading bytes.
+        declared: types that the steward has promised, by column.
+        spool: for the copy.
+
+    Raises:
+        Unreadable: if a row is broken.
+    """
+    yield from _twice(file, _json_rows, typing_of.Inference(declared, texts=False), spool)
+
+
+def csv_lines(file: Any, declared: Mapping[str, str], spool: Spool) -> Iterator[Item]:
+    """Read comma-separated values with a header; arguments and errors as for `json_lines`."""
+    csv.field_size_limit(2 * ex.MOST_TEXT_BYTES)
+    yield from _twice(file, _csv_rows, typing_of.Inference(declared, texts=True), spool)
+
+
+def parquet(file: Any, declared: Mapping[str, str], spool: Spool) -> Iterator[Item]:
+    """Read Parquet; arguments and errors as for `json_lines`. It carries its types, and needs no copy."""
+    try:
+        # Reads pages as they are needed: a row group may be larger than any memory.
+        table = pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False)
+        names = table.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise Unreadable("two columns have the same name")
+        count = 0
+        for batch in table.iter_batches(batch_size=ROWS_A_REPORT):
+            if not batch.num_rows:
+                continue
+            rows = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch], table.schema_arrow)))
+            lines = list(range(count + 1, count + 1 + rows.height))
+            count += rows.height
+            yield typing_of.from_table(rows, lines, declared), lines
+            yield count
+    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        # The library's own words can quote a row.
+        raise Unreadable("the file is not Parquet, or is damaged") from None
+
+
+def _twice(
+    file: Any, rows_of: Callable[[Iterator[bytes]], _Rows], inference: typing_of.Inference, spool: Spool
+) -> Iterator[Item]:
+    for count, (_, row) in enumerate(rows_of(_lines(spool.copy(_pieces(file)))), 1):
+        inference.see(row)
+        if count % ROWS_A_REPORT == 0:
+            yield count
+    types = inference.types()
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    held = 0
+    for line, row in rows_of(_lines(spool.again())):
+        rows.append(row)
+        lines.append(line)
+        held += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(rows) == ROWS_A_REPORT or held > READ_BYTES:
+            yield inference.frame(rows, lines, types), lines
+            rows, lines, held = [], [], 0
+    if rows:
+        yield inference.frame(rows, lines, types), lines
+
+
+def _pieces(file: Any) -> Iterator[bytes]:
+    while piece := file.read(READ_BYTES):
+        yield bytes(piece)
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield lines with their ends, each of bounded length."""
+    count, rest = 0, b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+        count += len(whole)
+        if len(rest) > MOST_LINE_BYTES:
+            raise Unreadable(f"line {count + 1}: longer than {MOST_LINE_BYTES} bytes", count + 1)
+    if rest:
+        yield rest
+
+
+def _json_rows(lines: Iterator[bytes]) -> _Rows:
+    for number, raw in enumerate(lines, 1):
+        text = _utf8(raw, number)
+        if text.strip():
+            yield number, {name: _flat(value) for name, value in _json(text, number).items()}
+
+
+def _csv_rows(lines: Iterator[bytes]) -> _Rows:
+    reader = csv.reader((_utf8(raw, number) for number, raw in enumerate(lines, 1)), strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise Unreadable("line 1: two columns have the same name", 1)
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise Unreadable(
+                    f"line {reader.line_num}: {len(fields)} fields, and the header has {len(header)}", reader.line_num
+                )
+            yield reader.line_num, dict(zip(header, fields, strict=True))
+    except csv.Error:
+        raise Unreadable(f"line {reader.line_num}: not CSV", reader.line_num) from None
+
+
+def _utf8(raw: bytes, number: int) -> str:
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise Unreadable(f"line {number}: not UTF-8", number) from None
+
+
+def _json(text: str, number: int) -> dict[str, Any]:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(constant)
+
+    try:
+        row = json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"line {number}, character {error.colno}: not JSON", number) from None
+    except (ValueError, RecursionError):
+        # A number without a value (NaN), one with thousands of digits, or brackets without end.
+        raise Unreadable(f"line {number}: not JSON that this service reads", number) from None
+    if not isinstance(row, dict):
+        raise Unreadable(f"line {number}: not a JSON object", number)
+    return row
+
+
+def _flat(value: Any) -> Any:
+    """Keep scalars; what is nested becomes its JSON text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value

@@ -1,0 +1,144 @@
+"""Who holds the key that wraps the data keys: a file of this service, or the transit engine of Vault or OpenBao.
+
+With the transit engine no key that opens a dataset ever lies in a file here: each data key is wrapped and unwrapped by
+a call, which the key's holder can watch, refuse, and end for good. The name of what a key opens is authenticated with
+it, so a wrapped key cannot be laid beside another dataset.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import hvac
+import requests
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from services.dataset.files import write
+from services.dataset.sealing import Sealed, new_key
+
+_NONCE_BYTES = 12
+_TRANSIT_S = 10.0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class HolderAway(Exception):
+    """The key's holder does not answer, or refuses this service."""
+
+
+class Keys(Protocol):
+    """Wraps keys."""
+
+    holder: str
+
+    def wrap(self, key: bytes, name: str) -> bytes:
+        """Return a key as only `unwrap` with the same name opens it."""
+
+    def unwrap(self, wrapped: bytes, name: str) -> bytes:
+        """Return a key that was wrapped.
+
+        Raises:
+            Sealed: if it was wrapped by another key, or for another name.
+            HolderAway: if whoever wraps cannot be asked.
+        """
+
+
+class FileKeys:
+    """Wraps keys with a key in a file.
+
+    Args:
+        path: of 32 bytes.
+        may_make: whether it is made where there is none.
+
+    Raises:
+        Sealed: if it is missing and must not be made.
+    """
+
+    def __init__(self, path: Path, *, may_make: bool) -> None:
+        self.holder = path.name
+        if not path.exists():
+            if not may_make:
+                raise Sealed(f"{path.name} is missing and there are encrypted datasets: restore it from its backup")
+            write(path, new_key())
+        self._cipher = AESGCM(path.read_bytes())
+
+    def wrap(self, key: bytes, name: str) -> bytes:
+        """Return a key as only `unwrap` with the same name opens it."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, key, name.encode())
+
+    def unwrap(self, wrapped: bytes, name: str) -> bytes:
+        """Return a key that was wrapped.
+
+        Raises:
+            Sealed: if it was wrapped by another key, or for another name.
+        """
+        try:
+            return self._cipher.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], name.encode())
+        except (InvalidTag, ValueError):
+            raise Sealed(name) from None
+
+
+class TransitKeys:
+    """Wraps keys with the transit engine of HashiCorp Vault or OpenBao; the key must be an `aes256-gcm96` one.
+
+    Args:
+        url: of the server.
+        key: its name in the engine.
+        token_file: holds a token that may encrypt and decrypt with it; read at each call, so that it may be renewed.
+        mount: where the engine is mounted.
+        authority: PEM file of the server's certificate authority; None: the machine's own.
+
+    Raises:
+        ValueError: if keys would travel in the clear.
+    """
+
+    def __init__(self, url: str, key: str, token_file: Path, mount: str, authority: Path | None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+            raise ValueError("must be an https:// URL, or one of this machine: keys travel there")
+        self.holder = f"the transit key {key!r}"
+        self._url, self._key, self._mount = url, key, mount
+        self._token_file = token_file
+        self._verify: Any = str(authority) if authority else True
+
+    def wrap(self, key: bytes, name: str) -> bytes:
+        """Return a key as only `unwrap` with the same name opens it.
+
+        Raises:
+            HolderAway: if the server cannot be asked.
+        """
+        answer = self._call("encrypt_data", name, plaintext=base64.b64encode(key).decode())
+        return str(answer["data"]["ciphertext"]).encode()
+
+    def unwrap(self, wrapped: bytes, name: str) -> bytes:
+        """Return a key that was wrapped.
+
+        Raises:
+            Sealed: if it was wrapped by another key, or for another name.
+            HolderAway: if the server cannot be asked.
+        """
+        if not wrapped.startswith(b"vault:"):
+            raise Sealed(name)
+        answer = self._call("decrypt_data", name, ciphertext=wrapped.decode("ascii", "replace"))
+        return base64.b64decode(answer["data"]["plaintext"])
+
+    def _call(self, method: str, name: str, **values: str) -> Any:
+        try:
+            token = self._token_file.read_text().strip()
+            client = hvac.Client(url=self._url, token=token, verify=self._verify, timeout=_TRANSIT_S)
+            associated = base64.b64encode(name.encode()).decode()
+            try:
+                return getattr(client.secrets.transit, method)(
+                    self._key, mount_point=self._mount, associated_data=associated, **values
+                )
+            finally:
+                client.adapter.close()
+        except hvac.exceptions.InvalidRequest:
+            raise Sealed(name) from None
+        except (hvac.exceptions.VaultError, requests.RequestException, OSError):
+            raise HolderAway(self.holder) from None

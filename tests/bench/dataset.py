@@ -1,0 +1,192 @@
+"""`make bench-dataset`: the way of private rows to a worker, beside Arrow Flight with nothing around it.
+
+Made-up notes are registered with the real services and read as a worker reads them: authenticated, with the ledger
+asked, each piece decrypted and put through the frame. Flight serves the very same batches from memory, in turn with it
+in the same run. Memory is the peak of the dataset service's process, a fresh one for each measurement, with ten times
+the rows and without. Prints a table for people on standard error and one JSON line on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight
+from rich.console import Console
+from rich.table import Table
+
+from murmura.api.dataset.v1 import dataset_service_pb2 as pb
+from murmura.api.dataset.v1 import expressions_pb2
+from services.common.memory import keep_freed
+from tests.support.dataset_services import Pair
+
+ROWS = 30_000
+TIMES = 10
+ROUNDS = 5
+ROWS_A_UNIT = 4
+OVER_FLIGHT_BAR = 0.6
+MEMORY_BAR = 1.1
+IMPORT_BAR_S = 0.3
+_IMPORT = "import time; start = time.perf_counter(); import murmura; print(time.perf_counter() - start)"
+_WORDS = ("patient", "reports", "mild", "intermittent", "headache", "after", "the", "second", "dose", "no", "rash")
+_console = Console(stderr=True)
+
+
+def notes(rows: int) -> str:
+    """Return made-up notes as JSON Lines; their lengths vary from a few dozen to some hundred characters."""
+    return "".join(
+        json.dumps(
+            {
+                "patient": f"p{row // ROWS_A_UNIT}",
+                "age": 20 + row % 70,
+                "text": f"{row} " + " ".join(_WORDS[(row * 7 + step) % len(_WORDS)] for step in range(10 + row % 60)),
+            }
+        )
+        + "\n"
+        for row in range(rows)
+    )
+
+
+class Bench:
+    """The services, and what is measured with them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.pair = Pair(directory)
+        self.pair.start("ledger")
+
+    def registered(self, rows: int) -> tuple[Any, float, float]:
+        """Register notes with a fresh service; returns the dataset, seconds, and the service's peak in MB."""
+        request = self.pair.request(notes(rows))
+        self.pair.start("dataset")
+        start = time.perf_counter()
+        answers = self.pair.dataset.RegisterDataset(request, metadata=self.pair.who("steward"), timeout=1800)
+        dataset = list(answers)[-1].dataset
+        taken = time.perf_counter() - start
+        assert dataset.row_count == rows
+        return dataset, taken, self._restart()
+
+    def peak_of_reading(self, dataset: Any) -> float:
+        """Read a whole dataset from a fresh service; returns the service's peak in MB."""
+        assert sum(batch.num_rows for batch in self.read(dataset)) == dataset.row_count
+        return self._restart()
+
+    def read(self, dataset: Any, worker: Any = None) -> Iterator[pa.RecordBatch]:
+        """Read a whole dataset as a worker does, by default one of a job of its own."""
+        request = pb.ReadRowsRequest(frame=expressions_pb2.Frame(dataset=dataset.name), text_column="text")
+        worker = worker or self.worker(dataset)
+        for message in self.pair.dataset.ReadRows(request, metadata=worker, timeout=600):
+            if message.arrow_ipc:
+                yield from pa.ipc.open_stream(message.arrow_ipc)
+
+    def worker(self, dataset: Any) -> Any:
+        """Return what a worker shows to read a dataset, with money set aside for its job."""
+        claims = self.pair.claims(expressions_pb2.Frame(dataset=dataset.name), self.pair.reserve(dataset))
+        return self.pair.worker(**claims)
+
+    def _restart(self) -> float:
+        status = Path(f"/proc/{self.pair.process('dataset').pid}/status").read_text()
+        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+        self.pair.kill("dataset")
+        self.pair.start("dataset")
+        return peak / 1e3
+
+    def stop(self) -> None:
+        """End the services."""
+        self.pair.stop()
+
+
+def beside_flight(bench: Bench, dataset: Any, place: Path) -> tuple[list[float], list[float], int]:
+    """Read a dataset and the same batches over Flight in turn; returns the seconds of each, and the bytes of all."""
+    worker = bench.worker(dataset)
+    batches = list(bench.read(dataset, worker))
+    with pa.OSFile(str(place), "wb") as sink, pa.ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.flight", str(place)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout
+        client = pa.flight.connect(f"grpc://127.0.0.1:{int(process.stdout.readline())}")
+        ours, theirs = [], []
+        for number in range(ROUNDS + 1):
+            for found, read in ((ours, lambda: bench.read(dataset, worker)), (theirs, lambda: _flown(client))):
+                start = time.perf_counter()
+                rows = sum(batch.num_rows for batch in read())
+                # The first round warms both up.
+                if number:
+                    found.append(time.perf_counter() - start)
+                assert rows == dataset.row_count
+    finally:
+        process.kill()
+        process.wait()
+    return ours, theirs, sum(batch.nbytes for batch in batches)
+
+
+def _flown(client: Any) -> Iterator[pa.RecordBatch]:
+    for chunk in client.do_get(pa.flight.Ticket(b"")):
+        yield chunk.data
+
+
+def import_seconds() -> float:
+    """Return how long `import murmura` takes in a fresh process."""
+    taken = [
+        float(subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, check=True, text=True).stdout)
+        for _ in range(ROUNDS)
+    ]
+    return statistics.median(taken)
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit code."""
+    # As a worker does; Flight's client gains from it as well.
+    keep_freed()
+    directory = Path(tempfile.mkdtemp(prefix="bench-dataset-", dir=Path.cwd()))
+    bench = Bench(directory)
+    try:
+        few, _, registering_few = bench.registered(ROWS)
+        reading_few = bench.peak_of_reading(few)
+        bench.pair.kill("dataset")
+        many, taken, registering_many = bench.registered(TIMES * ROWS)
+        reading_many = bench.peak_of_reading(many)
+        ours, theirs, size = beside_flight(bench, many, directory / "batches.arrow")
+    finally:
+        bench.stop()
+        shutil.rmtree(directory)
+    over_flight = statistics.median(theirs) / statistics.median(ours)
+    growth = max(registering_many / registering_few, reading_many / reading_few)
+    imported = import_seconds()
+
+    table = Table(title=f"{many.row_count} notes, {size / 1e6:.0f} MB of Arrow")
+    for heading in ("", "rows/s", "MB/s", "peak, MB", f"peak, {TIMES} × rows", "growth"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, seconds, peaks in (
+        ("registering", taken, (registering_few, registering_many)),
+        ("reading", statistics.median(ours), (reading_few, reading_many)),
+        ("Arrow Flight", statistics.median(theirs), None),
+    ):
+        memory = (f"{peaks[0]:.0f}", f"{peaks[1]:.0f}", f"{peaks[1] / peaks[0]:.2f}") if peaks else ("", "", "")
+        table.add_row(name, f"{many.row_count / seconds:.0f}", f"{size / seconds / 1e6:.0f}", *memory)
+    _console.print(table)
+    for what, value, bar, met in (
+        ("reading / Flight", over_flight, OVER_FLIGHT_BAR, over_flight >= OVER_FLIGHT_BAR),
+        ("memory growth", growth, MEMORY_BAR, growth <= MEMORY_BAR),
+        ("import murmura, s", imported, IMPORT_BAR_S, imported < IMPORT_BAR_S),
+    ):
+        _console.print(f"{what}: {value:.2f} (bar {bar}){'' if met else ': MISSED'}")
+    figures = {"over_flight": over_flight, "memory_growth": growth, "import_seconds": imported}
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
