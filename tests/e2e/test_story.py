@@ -6,13 +6,12 @@ that happens around it is what happens in the demo: services, worker, ledger, jo
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from murmura.local.layout import SERVICES, Layout
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(420)]
 
-CONFTEST = Path(__file__).parents[1] / "integration" / "conftest.py"
 EPSILON = 22.0
 SECRETS = (b"Dupont", records.DIAGNOSIS.encode())
 SMALL: dict[str, Any] = {"lora_rank": 2, "max_length": 48}
@@ -44,28 +42,9 @@ PRIVATE_EPOCHS = 40
 KILLED = ("dataset", "trainer", "ledger", "inference")
 
 
-def _borrow(name: str) -> Any:
-    """Return a fixture of the integration tests."""
-    found = importlib.util.spec_from_file_location("murmura_integration_conftest", CONFTEST)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return getattr(module, name)
-
-
-tiny_base_model = _borrow("tiny_base_model")
-
-
 @pytest.fixture
-def layout(tmp_path: Path, tiny_base_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made = Layout(tmp_path.resolve() / "state", {"tiny": str(tiny_base_model)}, "transformers")
-    try:
-        deployment.up(made, base_port=0)
-        yield made
-    finally:
-        deployment.down(made)
+def layout(murmura_up: Callable[[str], Layout]) -> Layout:
+    return murmura_up("tiny")
 
 
 @dataclass

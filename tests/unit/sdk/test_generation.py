@@ -12,6 +12,7 @@ import pytest
 from murmura import display, errors, generation
 from murmura.api.common.v1 import errors_pb2
 from murmura.api.inference.v1 import inference_service_pb2 as pb
+from murmura.calls import Call
 from murmura.sampler import Served
 
 
@@ -47,8 +48,8 @@ class Client:
     def __init__(self) -> None:
         self.service = Service()
 
-    def stub(self, service: str, interface: str = "") -> Service:
-        return self.service
+    def follow(self, call: Call) -> Any:
+        return self.service.stream(call.method, call.request)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import io
 import re
-import subprocess
-import sys
 
 import grpc
 import pytest
@@ -46,12 +44,6 @@ def frame():
     return RemoteFrame(FakeClient(), pb.Frame(dataset="datasets/d"))
 
 
-def test_import_is_quick():
-    program = "import time; t = time.perf_counter(); import murmura; print(time.perf_counter() - t)"
-    seconds = [float(subprocess.check_output([sys.executable, "-c", program])) for _ in range(3)]
-    assert min(seconds) < 0.3
-
-
 def test_pandas_habits_become_operations(frame):
     X = frame.rename(columns={"context": "text"})
     X["text"] = X["text"].str.strip()
@@ -77,11 +69,11 @@ def test_a_slice_does_not_follow_later_assignments(frame):
         lambda f: f.iloc[3],
         lambda f: f.iloc[::2],
         lambda f: f["text"].apply(str.upper),
-        lambda f: f["text"].mean(),
+        lambda f: f["text"].std(),
         lambda f: list(f),
         lambda f: list(f["text"]),
-        lambda f: f.__setitem__("text", "constant"),
-        lambda f: f["text"].str.extract("a"),
+        lambda f: f.__setitem__("text", ["a", "list"]),
+        lambda f: f["text"].str.swapcase("a"),
     ],
 )
 def test_what_a_remote_frame_cannot_do_says_what_it_can(frame, use):

@@ -84,8 +84,20 @@ def with_loop(data):
     return "".join(letter for letter in data)
 
 
-def with_fstring(data):
-    return f"{data}!"
+def with_format(data):
+    return f"{data:>9}!"
+
+
+def with_cut_fstring(data):
+    return f"{data}!"[:5]
+
+
+def with_compared_fstring(data):
+    return data + ("x" if f"{data}!" == "a!" else "y")
+
+
+def with_key(data):
+    return {f"{data}": "a"}.get("b", data)
 
 
 def with_len(data):
@@ -98,8 +110,8 @@ def with_import(data):
     return re.sub("a", "b", data)
 
 
-def with_title(data):
-    return data.title()
+def with_capitalize(data):
+    return data.capitalize()
 
 
 def a_list(data):
@@ -115,10 +127,13 @@ def a_constant(data):
     [
         (with_if, "`if text:`"),
         (with_loop, "loop"),
-        (with_fstring, r'return f"{data}!"'),
+        (with_format, r'return f"{data:>9}!"'),
+        (with_cut_fstring, "cut or changed"),
+        (with_compared_fstring, "a comparison or a key"),
+        (with_key, "a comparison or a key"),
         (with_len, "`len`"),
         (with_import, "re.sub"),
-        (with_title, "`.title`"),
+        (with_capitalize, "`.capitalize`"),
         (a_list, "list of texts"),
         (a_constant, "same text"),
     ],

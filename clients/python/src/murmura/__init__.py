@@ -13,20 +13,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from murmura.aio import AsyncClient
     from murmura.client import Client
     from murmura.evaluation import eval
     from murmura.llm import LLM, Model
-    from murmura.tracing import trace
+    from murmura.tracing import trace, where
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Client", "Model", "__version__", "eval", "trace"]
+__all__ = ["LLM", "AsyncClient", "Client", "Model", "__version__", "eval", "trace", "where"]
 
 _PLACES = {
+    "AsyncClient": "murmura.aio",
     "Client": "murmura.client",
     "LLM": "murmura.llm",
     "Model": "murmura.llm",
     "eval": "murmura.evaluation",
     "trace": "murmura.tracing",
+    "where": "murmura.tracing",
 }
 
 

@@ -8,22 +8,23 @@ ds = client.dataset("phee")
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from murmura.calls import DEADLINE_S, Call, qualified, request_id, stub_class
 from murmura.connection import PATIENCE_S, Connection, local_profile, remote_profile
 from murmura.dataset import RemoteDataset
-from murmura.errors import MurmuraError
+from murmura.errors import InvalidInput, MurmuraError
 
 if TYPE_CHECKING:
     from murmura.api.dataset.v1 import dataset_pb2
     from murmura.api.inference.v1 import inference_pb2
-    from murmura.api.ledger.v1 import ledger_pb2
+    from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
     from murmura.api.trainer.v1 import trainer_pb2
     from murmura.budget import Budget
+    from murmura.stewardship import Stewardship
 
-_NAMESPACE = uuid.UUID("6c1f8a52-7d3b-5f0e-9f57-3f2f6c0b9a11")
 _newest: list[Client] = []
 
 
@@ -33,6 +34,7 @@ class Client:
     Args:
         url: `grpcs://host:port` of an organisation's Murmura; unset: the one that `murmura up` started here.
         token: your bearer token, with `url`.
+        authority: with `url`: PEM file of the authority of the organisation's certificates, if it has its own.
         profile: another profile file than `.murmura/profile.json`.
         role: with the local one: `analyst`, `steward` or `operator`.
         patience_s: how long to wait for a service that is being restarted.
@@ -46,11 +48,12 @@ class Client:
         url: str | None = None,
         token: str | None = None,
         *,
+        authority: str | Path | None = None,
         profile: str | Path | None = None,
         role: str = "analyst",
         patience_s: float = PATIENCE_S,
     ) -> None:
-        chosen = remote_profile(url, token) if url else local_profile(role, profile)
+        chosen = remote_profile(url, token, authority) if url else local_profile(role, profile)
         self.connection = Connection(chosen, patience_s)
         _newest[:] = [self]
 
@@ -59,21 +62,24 @@ class Client:
         """Who you are."""
         return self.connection.profile.subject
 
+    @property
+    def steward(self) -> Stewardship:
+        """What a steward decides: policies, shares, caps."""
+        from murmura.stewardship import Stewardship
+
+        return Stewardship(self)
+
     def dataset(self, name: str) -> RemoteDataset:
         """Return a dataset by its name (`phee` or `datasets/phee`)."""
-        from murmura.api.dataset.v1 import dataset_service_pb2 as messages
+        from murmura.calls import datasets
 
-        request = messages.GetDatasetRequest(name=qualified("datasets", name))
-        return RemoteDataset(self, self.stub("dataset").call("GetDataset", request).dataset)
+        return RemoteDataset(self, self.run(datasets.get_dataset(name)).dataset)
 
     def datasets(self) -> list[RemoteDataset]:
         """Return the datasets that you may use."""
-        from murmura.api.dataset.v1 import dataset_service_pb2 as messages
+        from murmura.calls import datasets
 
-        found: list[dataset_pb2.Dataset] = self.pages(
-            "dataset", "ListDatasets", messages.ListDatasetsRequest, "datasets"
-        )
-        return [RemoteDataset(self, resource) for resource in found]
+        return [RemoteDataset(self, resource) for resource in self.all(datasets.list_datasets(), "datasets")]
 
     def register(
         self,
@@ -81,8 +87,9 @@ class Client:
         source: str | Path,
         *,
         privacy_unit: str,
-        epsilon: float,
-        delta: float,
+        epsilon: float | None = None,
+        delta: float | None = None,
+        policy: str | Path | dataset_pb2.Policy | None = None,
         unlimited_allowed: bool = False,
         unit_noise_multiplier: float = 0.0,
         unit_sampling_probability: float = 0.0,
@@ -98,12 +105,16 @@ class Client:
             privacy_unit: the column whose equal values make one privacy unit, for example the patient.
             epsilon: the cap: what all jobs together may reach at `delta`.
             delta: the delta of the cap.
+            policy: in place of the terms beside it: a policy file (YAML; see `murmura policy schema`), or a message.
             unlimited_allowed: whether jobs without privacy are allowed.
             unit_noise_multiplier: the ledger's currency; 0 takes its default.
             unit_sampling_probability: the ledger's currency; 0 takes its default.
             display_name: for people.
             derived_from: the dataset whose budget this one shares.
             progress: takes the number of rows read so far.
+
+        Raises:
+            InvalidInput: if the policy is incomplete, said twice, or a file that breaks its schema.
         """
         from murmura.api.dataset.v1 import dataset_pb2
         from murmura.api.dataset.v1 import dataset_service_pb2 as messages
@@ -115,12 +126,14 @@ class Client:
             source=dataset_pb2.Source(file=dataset_pb2.FileSource(url=location)),
             privacy_unit_column=privacy_unit,
             derived_from=qualified("datasets", derived_from) if derived_from else "",
-            policy=dataset_pb2.Policy(
+            policy=_policy(
+                name,
+                policy,
                 epsilon=epsilon,
                 delta=delta,
-                unlimited_allowed=unlimited_allowed,
-                unit_noise_multiplier=unit_noise_multiplier,
-                unit_sampling_probability=unit_sampling_probability,
+                unlimited_allowed=unlimited_allowed or None,
+                unit_noise_multiplier=unit_noise_multiplier or None,
+                unit_sampling_probability=unit_sampling_probability or None,
             ),
         )
         request.request_id = self.request_id(request)
@@ -139,24 +152,61 @@ class Client:
 
     def account(self, name: str) -> ledger_pb2.Account:
         """Return what the ledger says of a budget: `accounts/…`, or a dataset's by the dataset's name."""
-        from murmura.api.ledger.v1 import ledger_service_pb2 as messages
+        from murmura.calls import budgets
 
         account = name if name.startswith("accounts/") else self.dataset(name).resource.account
-        answer = self.stub("ledger").call("GetAccount", messages.GetAccountRequest(name=account))
-        found: ledger_pb2.Account = answer.account
+        found: ledger_pb2.Account = self.run(budgets.get_account(account)).account
         return found
+
+    def calibrate(
+        self, name: str, target_epsilon: float, *, sampling_probability: float, steps: int
+    ) -> ledger_service_pb2.CalibrateResponse:
+        """Return the noise that a job would take and its price, without any rows; spends nothing.
+
+        Args:
+            name: `accounts/…`, or a dataset.
+            target_epsilon: what the job may reach at the budget's delta.
+            sampling_probability: with which a unit takes part in a step.
+            steps: how many.
+        """
+        from murmura.calls import budgets
+
+        account = name if name.startswith("accounts/") else self.dataset(name).resource.account
+        call = budgets.calibrate(account, target_epsilon, sampling_probability, steps)
+        answer: ledger_service_pb2.CalibrateResponse = self.run(call)
+        return answer
 
     def jobs(self) -> list[trainer_pb2.TrainingJob]:
         """Return your jobs, newest first."""
-        from murmura.api.trainer.v1 import trainer_service_pb2 as messages
+        from murmura.calls import jobs
 
-        return self.pages("trainer", "ListTrainingJobs", messages.ListTrainingJobsRequest, "training_jobs")
+        return self.all(jobs.list_jobs(), "training_jobs")
+
+    def base_models(self) -> list[str]:
+        """Return the names of what can be fine-tuned: `LLM(name)`."""
+        from murmura.calls import jobs
+
+        found = self.all(jobs.list_base_models(), "base_models")
+        return [str(model.name).removeprefix("baseModels/") for model in found]
 
     def adapters(self) -> list[inference_pb2.Adapter]:
         """Return the adapters that you may use."""
-        from murmura.api.inference.v1 import inference_service_pb2 as messages
+        from murmura.calls import models
 
-        return self.pages("inference", "ListAdapters", messages.ListAdaptersRequest, "adapters", "AdapterService")
+        return self.all(models.list_adapters(), "adapters")
+
+    def adapter(self, name: str) -> inference_pb2.Adapter:
+        """Return what the inference service says of an adapter."""
+        from murmura.calls import models
+
+        found: inference_pb2.Adapter = self.run(models.get_adapter(name)).adapter
+        return found
+
+    def unload(self, adapter: str) -> None:
+        """Serve an adapter no more; `murmura.eval`, or the next who asks for it, brings it back."""
+        from murmura.calls import models
+
+        self.run(models.unload_adapter(adapter))
 
     def allow(self, adapter: str, *, users: Sequence[str] = (), logprobs: int = 0) -> inference_pb2.Adapter:
         """Say what is allowed with an adapter, in place of what was said before. For stewards.
@@ -187,35 +237,41 @@ class Client:
 
     def stub(self, service: str, interface: str = "") -> Stub:
         """Return a caller of one gRPC service by name; for what the SDK has no method for yet."""
-        return Stub(self.connection, service, interface or f"{service.capitalize()}Service")
+        return Stub(self.connection, service, interface)
 
-    def pages(self, service: str, method: str, request_type: Any, field: str, interface: str = "") -> list[Any]:
-        """Return all items of a paged list."""
+    def run(self, call: Call) -> Any:
+        """Make a unary call and return its answer."""
+        return self.stub(call.service, call.interface).call(call.method, call.request, call.timeout_s or DEADLINE_S)
+
+    def follow(self, call: Call) -> Iterator[Any]:
+        """Make a streaming call and yield its answers."""
+        answers: Iterator[Any] = self.stub(call.service, call.interface).stream(
+            call.method, call.request, call.timeout_s
+        )
+        return answers
+
+    def all(self, call: Call, field: str) -> list[Any]:
+        """Return all items of a list, page by page."""
         items: list[Any] = []
-        token = ""
         while True:
-            answer = self.stub(service, interface).call(method, request_type(page_size=1000, page_token=token))
+            answer = self.run(call)
             items.extend(getattr(answer, field))
-            token = answer.next_page_token
-            if not token:
+            call.request.page_token = answer.next_page_token
+            if not call.request.page_token:
                 return items
 
     def request_id(self, message: Any, salt: str = "") -> str:
         """Derive a request id from who asks and what is asked, so that a repeated call is the same request."""
-        body = message.SerializeToString(deterministic=True).hex()
-        return str(uuid.uuid5(_NAMESPACE, f"{self.subject}\n{message.DESCRIPTOR.full_name}\n{body}\n{salt}"))
+        return request_id(self.subject, message, salt)
 
 
 class Stub:
     """One gRPC service: its methods by name, with the connection's patience and errors."""
 
     def __init__(self, connection: Connection, service: str, interface: str) -> None:
-        import importlib
-
         self._connection = connection
         self._service = service
-        module = importlib.import_module(f"murmura.api.{service}.v1.{service}_service_pb2_grpc")
-        self._stub = getattr(module, f"{interface}Stub")(connection.channel(service))
+        self._stub = stub_class(service, interface)(connection.channel(service))
 
     def call(self, method: str, request: Any, timeout_s: float = 60.0) -> Any:
         """Make a unary call."""
@@ -231,6 +287,20 @@ def newest() -> Client:
     return _newest[0] if _newest else Client()
 
 
-def qualified(collection: str, name: str) -> str:
-    """Return the full resource name of a short or full one."""
-    return name if name.startswith(f"{collection}/") else f"{collection}/{name}"
+def _policy(dataset: str, policy: str | Path | dataset_pb2.Policy | None, **terms: float | None) -> dataset_pb2.Policy:
+    """Return the policy that a registration asks for: that of a file or message, or one of a few terms."""
+    from murmura import policy as policies
+    from murmura.api.dataset.v1 import dataset_pb2
+
+    said = {term: value for term, value in terms.items() if value is not None}
+    if policy is None:
+        if missing := [term for term in ("epsilon", "delta") if term not in said]:
+            raise InvalidInput(f"A dataset has a cap: pass {'=…, '.join(missing)}=…, or policy='phee.policy.yaml'.")
+        return dataset_pb2.Policy(**said)  # type: ignore[arg-type]
+    if said:
+        raise InvalidInput(f"{', '.join(said)}: the policy says that already. Write it there, or leave policy out.")
+    if isinstance(policy, dataset_pb2.Policy):
+        return policy
+    found = policies.read(policy)
+    policies.for_dataset(found, dataset)
+    return found.policy

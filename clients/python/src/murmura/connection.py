@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from typing import Any
 import grpc
 
 from murmura import errors
+from murmura.calls import repeatable
 
 SERVICES = ("dataset", "ledger", "trainer", "inference")
 PATIENCE_S = 90.0
-_OPTIONS = [
+RETRY_S = 0.5
+CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -38,11 +40,21 @@ class Profile:
         endpoints: service to `host:port`.
         token: the bearer token.
         secure: whether to use TLS.
+        authority: PEM of the authority of the services' certificates; empty: those that this machine trusts.
     """
 
     endpoints: dict[str, str]
     token: str
     secure: bool
+    authority: bytes = b""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return what makes a channel to the services secure."""
+        return grpc.ssl_channel_credentials(self.authority or None)
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """Return what goes along with each call: who makes it."""
+        return [("authorization", f"Bearer {self.token}")]
 
     @property
     def subject(self) -> str:
@@ -55,15 +67,17 @@ class Profile:
         return str(claims.get("sub", ""))
 
 
-def remote_profile(url: str, token: str | None) -> Profile:
+def remote_profile(url: str, token: str | None, authority: str | Path | None = None) -> Profile:
     """Make a profile of one endpoint that serves everything.
 
     Args:
         url: `grpcs://host:port` (TLS), or `grpc://127.0.0.1:port` on this machine.
         token: a bearer token; `MURMURA_TOKEN` when unset.
+        authority: PEM file of the authority of the organisation's certificates; `MURMURA_AUTHORITY` when unset, and
+            without either whom this machine trusts.
 
     Raises:
-        errors.InvalidInput: if there is no token, or it would travel in the clear.
+        errors.InvalidInput: if there is no token, it would travel in the clear, or the authority cannot be read.
     """
     scheme, separator, endpoint = url.partition("://")
     if not separator:
@@ -76,7 +90,15 @@ def remote_profile(url: str, token: str | None) -> Profile:
         raise errors.InvalidInput(f"{url!r} is no Murmura address: write grpcs://host:port.")
     if scheme == "grpc" and host not in ("localhost", "127.0.0.1", "::1"):
         raise errors.InvalidInput(f"A token would travel to {host} in the clear. Use grpcs://{endpoint}.")
-    return Profile(dict.fromkeys(SERVICES, endpoint), token, scheme == "grpcs")
+    file, pem = authority or os.environ.get("MURMURA_AUTHORITY", ""), b""
+    if file:
+        try:
+            pem = Path(file).read_bytes()
+        except OSError as error:
+            raise errors.InvalidInput(
+                f"The authority {file} cannot be read: {error.strerror}. Ask the operator for its PEM file."
+            ) from None
+    return Profile(dict.fromkeys(SERVICES, endpoint), token, scheme == "grpcs", pem)
 
 
 def local_profile(role: str, path: str | Path | None = None) -> Profile:
@@ -103,6 +125,34 @@ def local_profile(role: str, path: str | Path | None = None) -> Profile:
     )
 
 
+class Patience:
+    """When a call that failed is tried again, whoever waits: only where the service is away, and nothing happens twice.
+
+    Args:
+        profile: where the services are.
+        service: the one that is called.
+        request: what it is asked.
+        patience_s: how long to wait for a service that is being restarted.
+    """
+
+    def __init__(self, profile: Profile, service: str, request: Any, patience_s: float) -> None:
+        self._service, self._endpoint = service, profile.endpoints[service]
+        self._repeatable = repeatable(request)
+        self._deadline = time.monotonic() + patience_s
+
+    def pause(self, error: grpc.RpcError) -> float:
+        """Return for how many seconds to wait before the next attempt.
+
+        Raises:
+            errors.MurmuraError: what the service said, where there is no next attempt.
+        """
+        problem = errors.from_rpc(error, self._service, self._endpoint)
+        restarting = isinstance(problem, errors.Unreachable) and error.code() == grpc.StatusCode.UNAVAILABLE
+        if not restarting or not self._repeatable or time.monotonic() > self._deadline:
+            raise problem from None
+        return RETRY_S
+
+
 class Connection:
     """Calls to the services, as one caller.
 
@@ -121,9 +171,9 @@ class Connection:
         if service not in self._channels:
             endpoint = self.profile.endpoints[service]
             self._channels[service] = (
-                grpc.secure_channel(endpoint, grpc.ssl_channel_credentials(), _OPTIONS)
+                grpc.secure_channel(endpoint, self.profile.credentials(), CHANNEL_OPTIONS)
                 if self.profile.secure
-                else grpc.insecure_channel(endpoint, _OPTIONS)
+                else grpc.insecure_channel(endpoint, CHANNEL_OPTIONS)
             )
         return self._channels[service]
 
@@ -139,7 +189,13 @@ class Connection:
         Raises:
             errors.MurmuraError: whatever the service said.
         """
-        return self._patiently(service, lambda: method(request, timeout=timeout_s, metadata=self._metadata()))
+        patience = Patience(self.profile, service, request, self.patience_s)
+        while True:
+            try:
+                return method(request, timeout=timeout_s, metadata=self.profile.metadata())
+            except grpc.RpcError as error:
+                pause = patience.pause(error)
+            time.sleep(pause)
 
     def stream(self, service: str, method: Any, request: Any, timeout_s: float | None = None) -> Iterator[Any]:
         """Make a streaming call; an interruption is raised, not hidden.
@@ -148,30 +204,12 @@ class Connection:
             errors.MurmuraError: whatever the service said.
         """
         try:
-            yield from method(request, timeout=timeout_s, metadata=self._metadata())
+            yield from method(request, timeout=timeout_s, metadata=self.profile.metadata())
         except grpc.RpcError as error:
-            raise self._translate(error, service) from None
+            raise errors.from_rpc(error, service, self.profile.endpoints[service]) from None
 
     def close(self) -> None:
         """Close the channels."""
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
-
-    def _patiently(self, service: str, attempt: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + self.patience_s
-        while True:
-            try:
-                return attempt()
-            except grpc.RpcError as error:
-                problem = self._translate(error, service)
-                restarting = isinstance(problem, errors.Unreachable) and error.code() == grpc.StatusCode.UNAVAILABLE
-                if not restarting or time.monotonic() > deadline:
-                    raise problem from None
-            time.sleep(0.5)
-
-    def _translate(self, error: grpc.RpcError, service: str) -> errors.MurmuraError:
-        return errors.from_rpc(error, service, self.profile.endpoints[service])
-
-    def _metadata(self) -> list[tuple[str, str]]:
-        return [("authorization", f"Bearer {self.profile.token}")]

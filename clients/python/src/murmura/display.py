@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from murmura.api.common.v1 import privacy_pb2
+    from murmura.api.dataset.v1 import dataset_service_pb2
     from murmura.api.ledger.v1 import ledger_pb2
     from murmura.api.trainer.v1 import trainer_pb2
     from murmura.budget import Budget
@@ -48,9 +49,7 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
     """Return the plan as a table."""
     from murmura.api.trainer.v1 import trainer_pb2
 
-    table = Table(title="Plan (nothing is spent yet)", title_justify="left", show_header=False, min_width=40)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    table = plan_frame()
     chosen, statement = plan.settings, plan.statement
     table.add_row("data", f"{plan.row_count} rows of {plan.unit_count} privacy units of {spec.frame.dataset}")
     table.add_row("model", f"{spec.base_model.removeprefix('baseModels/')}, LoRA rank {chosen.lora_rank}")
@@ -60,14 +59,8 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
         table.add_row("training", f"{plan.steps} steps of {chosen.batch_size} rows, {rate}")
         _add_measurement(table, plan)
         return table
-    mechanism, risk = statement.mechanism, statement.risk
-    promise = f"ε = {statement.epsilon:.4g} at δ = {statement.delta:.2g}"
-    table.add_row("promise", promise + (f"  (μ = {statement.mu:.3g})" if statement.mu else ""))
-    table.add_row(
-        "attacker",
-        f"at best finds {risk.true_positive_rate_at_0_1_percent:.1%} of the members at 0.1 % false alarms, "
-        f"{risk.true_positive_rate_at_1_percent:.1%} at 1 %",
-    )
+    mechanism = statement.mechanism
+    add_promise(table, statement)
     clipping = trainer_pb2.Clipping.Name(chosen.clipping).removeprefix("CLIPPING_").lower()
     table.add_row(
         "noise",
@@ -82,11 +75,35 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
     for reason in plan.reasons:
         table.add_row("", Text(reason, style="dim"))
     _add_measurement(table, plan)
-    table.add_row("budget now", budget_bar(plan.spent_epsilon, plan.cap_epsilon))
-    both = "this one and its measurement" if plan.HasField("evaluation") else "this one"
-    after = f"ε = {plan.left_epsilon:.4g} is left for a job; after {both} {plan.left_epsilon_after:.4g}"
-    table.add_row("", Text(after, style="" if plan.affordable else "bold red"))
+    add_budget(table, plan, "this one and its measurement" if plan.HasField("evaluation") else "this one")
     return table
+
+
+def plan_frame() -> Table:
+    """Return an empty plan."""
+    table = Table(title="Plan (nothing is spent yet)", title_justify="left", show_header=False, min_width=40)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def add_promise(table: Table, statement: privacy_pb2.PrivacyStatement) -> None:
+    """Add to a plan what would be promised, and what the best attacker could do then."""
+    risk = statement.risk
+    promise = f"ε = {statement.epsilon:.4g} at δ = {statement.delta:.2g}"
+    table.add_row("promise", promise + (f"  (μ = {statement.mu:.3g})" if statement.mu else ""))
+    table.add_row(
+        "attacker",
+        f"at best finds {risk.true_positive_rate_at_0_1_percent:.1%} of the members at 0.1 % false alarms, "
+        f"{risk.true_positive_rate_at_1_percent:.1%} at 1 %",
+    )
+
+
+def add_budget(table: Table, plan: trainer_pb2.Plan | dataset_service_pb2.StatisticPlan, what: str) -> None:
+    """Add to a plan the budget before and after."""
+    table.add_row("budget now", budget_bar(plan.spent_epsilon, plan.cap_epsilon))
+    after = f"ε = {plan.left_epsilon:.4g} is left for a job; after {what} {plan.left_epsilon_after:.4g}"
+    table.add_row("", Text(after, style="" if plan.affordable else "bold red"))
 
 
 def _add_measurement(table: Table, plan: trainer_pb2.Plan) -> None:

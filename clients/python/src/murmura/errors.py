@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import grpc
 
+    from murmura.api.common.v1 import errors_pb2
+
 
 class MurmuraError(Exception):
     """Any refusal or failure.
@@ -43,6 +45,10 @@ class InvalidInput(MurmuraError):
     """An argument breaks a rule; the text names each."""
 
 
+class Conflict(MurmuraError):
+    """Someone else was first: look at what is there now, and decide again."""
+
+
 class Unreachable(MurmuraError):
     """A service does not answer."""
 
@@ -72,6 +78,7 @@ _BY_REASON = {
     "EXPRESSION_REJECTED": InvalidInput,
     "COLUMN_UNKNOWN": InvalidInput,
     "TARGET_UNREACHABLE": InvalidInput,
+    "VERSION_CONFLICT": Conflict,
     "DEPENDENCY_UNAVAILABLE": Unreachable,
     "ENGINE_DEAD": Unreachable,
     "OVERLOADED": Unreachable,
@@ -112,3 +119,30 @@ def from_rpc(error: grpc.RpcError, service: str, endpoint: str) -> MurmuraError:
             detail.Unpack(bad)
             lines += [f"  {item.field}: {item.description}" for item in bad.field_violations]
     return _BY_REASON.get(reason, MurmuraError)("\n".join(lines), reason, metadata)
+
+
+def from_item(error: errors_pb2.ItemError) -> MurmuraError:
+    """Translate an error inside a message, such as that of one item of a batch."""
+    from murmura.api.common.v1 import errors_pb2
+
+    reason = errors_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
+    return _BY_REASON.get(reason, MurmuraError)(error.message, reason, dict(error.metadata))
+
+
+def exhausted(asked: str, beside: str, left: float, dataset: str, account: str) -> BudgetExhausted:
+    """Return the refusal of what a plan shows to be more than is left, before it is asked for.
+
+    Args:
+        asked: the epsilon that was asked for.
+        beside: what else the same request asked for, for people.
+        left: the epsilon that is left for one more job.
+        dataset: the dataset.
+        account: its budget.
+    """
+    return BudgetExhausted(
+        f"ε = {asked} was asked for{beside}, and ε = {left:.2f} is left on {dataset}; "
+        f"nothing was spent. Lower target_epsilon to at most {left:.2f}, or ask a steward for "
+        f"a higher cap. `murmura budget show {dataset}` shows what was spent on what.",
+        "BUDGET_EXHAUSTED",
+        {"account": account, "left_epsilon": f"{left:.4f}"},
+    )

@@ -1,98 +1,185 @@
-"""`murmura.eval`: plan, pay, train, watch.
+"""`murmura.eval`: plan, pay, compute; and say what the outcome is.
 
 The plan is shown before anything is spent. The request id is derived from who asks and what is asked, so running a
-notebook cell again finds the job that already exists, and charges nothing. Ctrl-C lets go of the job, not stops it.
+notebook cell again finds the job or the answer that already exists, and charges nothing. Ctrl-C lets go of a job, not
+stops it. Every outcome is said to be one of those in `outcomes.py`; what cannot be had is refused, with the next step.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING, Any, overload
 
-from murmura import display
-from murmura.errors import BudgetExhausted, JobFailed, Unreachable
+from murmura import display, outcomes
+from murmura.calls import datasets, jobs, models
+from murmura.dataset import RemoteDataset
+from murmura.errors import InvalidInput, NotAllowed, Unreachable
+from murmura.frame import RemoteFrame
 from murmura.llm import Model
+from murmura.outcomes import MockRows, PublicInt, PublicList, PublicTuple
+from murmura.series import RemoteSeries
+from murmura.statistics import RemoteStatistic, column_of
 
 if TYPE_CHECKING:
     from murmura.api.trainer.v1 import trainer_pb2
     from murmura.client import Client
-    from murmura.frame import RemoteFrame
 
-_ENDED_BADLY = ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
+_PUBLIC = (PublicTuple, PublicList, PublicInt, RemoteDataset)
+_TAKES = (
+    "a model (LLM(…).fit(X)), a statistic (X['age'].mean(lower=0, upper=120), X.count()), a remote frame or column, or "
+    "what is public of one (X.shape, X.columns, X.units, a dataset)"
+)
 
 
+@overload
 def eval(
-    model: Model,
-    target_epsilon: float | str,
+    obj: Model,
+    target_epsilon: float | str | None = None,
     *,
     held_out: RemoteFrame | None = None,
     evaluation_epsilon: float | None = None,
     again: bool = False,
-) -> Model:
-    """Train a model: show the plan, reserve the budget, run, publish.
+) -> Model: ...
+@overload
+def eval(
+    obj: RemoteStatistic, target_epsilon: float | str | None = None, *, again: bool = False
+) -> RemoteStatistic: ...
+@overload
+def eval(obj: RemoteFrame | RemoteSeries, target_epsilon: None = None) -> MockRows: ...
+@overload
+def eval(
+    obj: Any,
+    target_epsilon: float | str | None = None,
+    *,
+    held_out: RemoteFrame | None = None,
+    evaluation_epsilon: float | None = None,
+    again: bool = False,
+) -> Any: ...
+def eval(
+    obj: Any,
+    target_epsilon: float | str | None = None,
+    *,
+    held_out: RemoteFrame | None = None,
+    evaluation_epsilon: float | None = None,
+    again: bool = False,
+) -> Any:
+    """Evaluate a remote object and say what the outcome is: public, mock, DP (ε, δ), or unlimited (by policy …).
+
+    A model is trained, a statistic is computed: the plan is shown, then the budget is charged. Of a frame or a column
+    there are mock rows only, and what is public comes as it is; both are free.
 
     Args:
-        model: what `LLM(…).fit(X)` returned.
-        target_epsilon: the epsilon that this job may reach at the dataset's delta, or "unlimited" for an ordinary
-            fine-tune, where the dataset's policy allows one.
-        held_out: rows of the same dataset on which the trained model is measured once (`model.evaluation`).
+        obj: what `LLM(…).fit(X)` or `X['age'].mean(…)` returned, a remote frame or column, or what is public of one.
+        target_epsilon: the epsilon that this may reach at the dataset's delta; for a model also "unlimited": an
+            ordinary fine-tune, where the dataset's policy allows one.
+        held_out: rows of the same dataset on which a trained model is measured once (`model.evaluation`).
         evaluation_epsilon: the epsilon that this measurement may reach; it is paid for beside the job.
-        again: train (and pay) once more although the same job has succeeded before.
+        again: train or compute (and pay) once more although the same was done before.
 
     Returns:
-        The model, ready to sample.
+        The model, ready to sample; the statistic, with its answer; mock rows; or what is public, as it is.
 
     Raises:
         murmura.errors.BudgetExhausted: if the budget does not cover it; nothing was spent.
-        murmura.errors.NotAllowed: if the policy does not allow an unlimited job.
-        murmura.errors.JobFailed: if the job ends without an adapter.
+        murmura.errors.NotAllowed: if the policy does not allow it without privacy.
+        murmura.errors.JobFailed: if a job ends without an adapter.
+        murmura.errors.InvalidInput: if it cannot be had this way; the text says how.
     """
-    from murmura.api.trainer.v1 import trainer_service_pb2 as messages
+    if isinstance(obj, Model):
+        return _train(obj, target_epsilon, held_out, evaluation_epsilon, again)
+    if held_out is not None or evaluation_epsilon is not None:
+        raise InvalidInput("held_out and evaluation_epsilon are for models.")
+    if isinstance(obj, RemoteStatistic):
+        return _ask(obj, target_epsilon, again)
+    if isinstance(obj, RemoteFrame | RemoteSeries):
+        return _mock(obj, target_epsilon)
+    if isinstance(obj, _PUBLIC):
+        if target_epsilon is not None:
+            raise InvalidInput("This is public and costs nothing: leave target_epsilon out.")
+        outcomes.say(outcomes.public(repr(obj)))
+        return obj
+    raise InvalidInput(f"eval takes {_TAKES}, not a {type(obj).__name__}.")
 
-    client, spec = model.client, model.spec(target_epsilon, held_out, evaluation_epsilon)
-    earlier, request_id = _find(client, spec, again)
-    if earlier is None:
-        plan = (
-            client.stub("trainer")
-            .call("PlanTrainingJob", messages.PlanTrainingJobRequest(spec=spec), timeout_s=120)
-            .plan
+
+def _train(
+    model: Model,
+    target_epsilon: float | str | None,
+    held_out: RemoteFrame | None,
+    evaluation_epsilon: float | None,
+    again: bool,
+) -> Model:
+    """Train a model: show the plan, reserve the budget, run, publish."""
+    if target_epsilon is None:
+        raise InvalidInput(
+            "Training reads private rows: pass target_epsilon=…, what it may cost, or target_epsilon='unlimited' where "
+            "the policy allows a model without privacy."
         )
+    client, spec = model.client, model.spec(target_epsilon, held_out, evaluation_epsilon)
+    earlier, request_id = jobs.earlier_job(client.jobs(), spec, client.subject, again)
+    if earlier is None:
+        plan = client.run(jobs.plan_job(spec)).plan
         display.show_plan(plan, spec)
-        if not plan.affordable:
-            raise BudgetExhausted(
-                f"ε = {target_epsilon} was asked for{_measured(spec)}, and ε = {plan.left_epsilon:.2f} is left on "
-                f"{spec.frame.dataset}; "
-                f"nothing was spent. Lower target_epsilon to at most {plan.left_epsilon:.2f}, or ask a steward for "
-                f"a higher cap. `murmura budget show {spec.frame.dataset}` shows what was spent on what.",
-                "BUDGET_EXHAUSTED",
-                {"account": plan.account, "left_epsilon": f"{plan.left_epsilon:.4f}"},
-            )
-        request = messages.CreateTrainingJobRequest(request_id=request_id, spec=spec)
-        job = client.stub("trainer").call("CreateTrainingJob", request, timeout_s=120).training_job
+        jobs.require_affordable(plan, spec)
+        job = client.run(jobs.create_job(spec, request_id)).training_job
     else:
         job = earlier
         display.say(f"{job.name} was asked for before: nothing more is spent (again=True trains anew).")
     model.job = follow(client, job)
     load(client, model.job.adapter)
     display.show_result(model.job)
+    outcomes.say(outcomes.released(model.job.statement, spec.frame.dataset))
     return model
 
 
-def _measured(spec: trainer_pb2.JobSpec) -> str:
-    if not spec.HasField("evaluation"):
-        return ""
-    return f", with ε = {spec.evaluation.target_epsilon:g} for the measurement beside it"
+def _ask(statistic: RemoteStatistic, target_epsilon: float | str | None, again: bool) -> RemoteStatistic:
+    """Compute a statistic: show the plan, have it charged, keep the answer."""
+    if target_epsilon == "unlimited":
+        raise NotAllowed(
+            f"No policy can allow an exact {statistic.label} of {statistic.dataset}: statistics are noisy, always. "
+            "Pass target_epsilon=0.5; a larger epsilon means less noise."
+        )
+    if not isinstance(target_epsilon, int | float) or isinstance(target_epsilon, bool):
+        raise InvalidInput(
+            f"The {statistic.label} is computed from private rows: pass target_epsilon=…, what it may cost, such as "
+            "murmura.eval(statistic, target_epsilon=0.5). The plan is shown first."
+        )
+    client, request = statistic.client, statistic.request(float(target_epsilon))
+    request.request_id = client.request_id(request, salt=uuid.uuid4().hex if again else "")
+    planned = client.run(datasets.query_statistic(request, validate_only=True))
+    if planned.plan.paid:
+        display.say(f"The {statistic.label} was asked for before: nothing more is spent (again=True asks anew).")
+    else:
+        outcomes.show_plan(statistic, planned)
+        datasets.require_affordable(planned, request)
+    statistic.fill(client.run(datasets.query_statistic(request, validate_only=False)))
+    display.console.print(f"{statistic.label}: {statistic.described()}", markup=False)
+    outcomes.say(outcomes.released(statistic.statement, statistic.dataset))
+    return statistic
 
 
-def _find(client: Client, spec: trainer_pb2.JobSpec, again: bool) -> tuple[trainer_pb2.TrainingJob | None, str]:
-    """Find the job that this spec already has, and the request id of a new one.
+def _mock(obj: RemoteFrame | RemoteSeries, target_epsilon: float | str | None) -> MockRows:
+    """Return made-up rows; private ones are not to be had at any price."""
+    from murmura.api.dataset.v1 import expressions_pb2
 
-    The id counts the earlier attempts, so that a failed job can be tried again and a lost answer cannot pay twice.
-    """
-    same = [job for job in client.jobs() if job.spec == spec and job.owner == client.subject]
-    alive = [job for job in same if _state(job) not in _ENDED_BADLY]
-    request_id = client.request_id(spec, salt=str(len(same)))
-    return (alive[0] if alive and not again else None), request_id
+    if isinstance(obj, RemoteSeries):
+        frame, column = column_of(obj._owner, obj.frame, obj.expression)
+        frame.operations.append(expressions_pb2.Operation(select=expressions_pb2.Select(columns=[column])))
+        obj = RemoteFrame(obj._owner.client, frame)
+    dataset = obj.proto.dataset
+    if target_epsilon == "unlimited":
+        raise NotAllowed(
+            f"Rows of {dataset} stay where they are: no policy can allow them to leave. Without target_epsilon, "
+            "murmura.eval gives mock rows."
+        )
+    if target_epsilon is not None:
+        raise InvalidInput(
+            f"Rows of {dataset} cannot be released at any epsilon. Pay for a statistic (X.count(), X['age'].mean(…)) "
+            "or for a model (LLM(…).fit(X)), or leave target_epsilon out to get mock rows."
+        )
+    rows = obj.mock_rows()
+    outcomes.say(outcomes.mock(f"{len(rows)} rows made up from the schema of {dataset}; nothing in them is real"))
+    return rows
 
 
 def follow(client: Client, job: trainer_pb2.TrainingJob) -> trainer_pb2.TrainingJob:
@@ -101,14 +188,11 @@ def follow(client: Client, job: trainer_pb2.TrainingJob) -> trainer_pb2.Training
     Raises:
         JobFailed: if it ends without an adapter.
     """
-    from murmura.api.trainer.v1 import trainer_service_pb2 as messages
-
-    request = messages.WatchTrainingJobRequest(name=job.name)
     with display.progress(job) as bar:
         bar.update(job)
-        while not _ended(job):
+        while not jobs.ended(job):
             try:
-                for answer in client.stub("trainer").stream("WatchTrainingJob", request):
+                for answer in client.follow(jobs.watch_job(job.name)):
                     job = answer.training_job
                     bar.update(job)
             except Unreachable:
@@ -119,36 +203,16 @@ def follow(client: Client, job: trainer_pb2.TrainingJob) -> trainer_pb2.Training
                 raise
             else:
                 job = _refresh(client, job)
-    if _state(job) in _ENDED_BADLY:
-        raise JobFailed(
-            job.error.message or f"{job.name} ended as {display.state_name(job)}.",
-            metadata={"job": job.name},
-        )
+    jobs.require_adapter(job)
     return job
 
 
 def load(client: Client, adapter: str) -> Any:
     """Have the inference service verify and serve an adapter."""
-    from murmura.api.inference.v1 import inference_service_pb2 as messages
-
-    request = messages.LoadAdapterRequest(name=adapter)
-    return client.stub("inference", "AdapterService").call("LoadAdapter", request, timeout_s=300).adapter
+    return client.run(models.load_adapter(adapter)).adapter
 
 
 def _refresh(client: Client, job: trainer_pb2.TrainingJob) -> trainer_pb2.TrainingJob:
-    from murmura.api.trainer.v1 import trainer_service_pb2 as messages
-
     time.sleep(0.2)
-    request = messages.GetTrainingJobRequest(name=job.name)
-    fresh: trainer_pb2.TrainingJob = client.stub("trainer").call("GetTrainingJob", request).training_job
+    fresh: trainer_pb2.TrainingJob = client.run(jobs.get_job(job.name)).training_job
     return fresh
-
-
-def _state(job: trainer_pb2.TrainingJob) -> str:
-    from murmura.api.trainer.v1 import trainer_pb2
-
-    return trainer_pb2.JobState.Name(job.state)
-
-
-def _ended(job: trainer_pb2.TrainingJob) -> bool:
-    return _state(job) in ("JOB_STATE_SUCCEEDED", *_ENDED_BADLY)

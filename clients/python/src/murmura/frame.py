@@ -7,25 +7,38 @@ which checks every operation; the rows themselves never do.
 from __future__ import annotations
 
 import html
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from murmura.api.dataset.v1 import dataset_service_pb2 as messages
 from murmura.api.dataset.v1 import expressions_pb2 as pb
 from murmura.errors import InvalidInput, NotSupported
-from murmura.tracing import TextProxy, Traced, column
+from murmura.outcomes import MockRows, PublicInt, PublicList, PublicTuple
+from murmura.proxies import of_type
+from murmura.recording import encode
+from murmura.series import SERIES_FEATURES, RemoteSeries
+from murmura.statistics import FrameStatistics
+from murmura.tracing import column
 
 if TYPE_CHECKING:
     from murmura.client import Client
 
 FRAME_FEATURES = (
-    "df.rename(columns={old: new}), df['column'], df['column'] = series, df[['a', 'b']], df.drop(columns=[…]), "
-    "df.iloc[start:stop], df.columns, df.shape, len(df), df.head(), df.copy()"
+    "df.rename(columns={old: new}), df['column'], df['column'] = series or constant, df[['a', 'b']], df[condition], "
+    "df.fillna(value or {column: value}), df.drop(columns=[…]), "
+    "df.iloc[start:stop], df.columns, df.shape, len(df), df.head(), df.copy(), df.count()"
 )
-SERIES_FEATURES = "series.apply(trace(function)), series.str.<strip, lower, upper, replace, slice>(…)"
+_KINDS: dict[type, tuple[pb.ValueType.ValueType, ...]] = {
+    str: (pb.VALUE_TYPE_STRING,),
+    bool: (pb.VALUE_TYPE_BOOLEAN,),
+    int: (pb.VALUE_TYPE_INTEGER, pb.VALUE_TYPE_FLOAT),
+    float: (pb.VALUE_TYPE_FLOAT,),
+    datetime: (pb.VALUE_TYPE_TIMESTAMP,),
+}
 MOCK_NOTICE = "mock rows: made up from the schema, nothing in them is real"
 
 
-class RemoteFrame:
+class RemoteFrame(FrameStatistics):
     """A lazy frame over private rows.
 
     Args:
@@ -53,17 +66,17 @@ class RemoteFrame:
     @property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        return [item.name for item in self._describe().schema.columns]
+        return PublicList(item.name for item in self._describe().schema.columns)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Slots and columns. Slots are public: a row that a filter empties still counts."""
-        return self._describe().row_count, len(self.columns)
+        return PublicTuple((self._describe().row_count, len(self.columns)))
 
     @property
     def units(self) -> int:
         """The privacy units (for example patients) of these slots; public."""
-        return self._describe().unit_count
+        return PublicInt(self._describe().unit_count)
 
     @property
     def iloc(self) -> _Positions:
@@ -87,31 +100,60 @@ class RemoteFrame:
         """Return the first slots."""
         return self.iloc[:n]
 
-    def __len__(self) -> int:
-        return self.shape[0]
+    def mock_rows(self) -> MockRows:
+        """Return made-up rows of this frame, each a dictionary of texts."""
+        names = self.columns
+        return MockRows(dict(zip(names, row.values, strict=True)) for row in self._describe().mock_rows)
 
-    def __getitem__(self, key: str | list[str]) -> Any:
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, key: str | list[str] | RemoteSeries) -> Any:
         if isinstance(key, str):
             if key not in self.columns:
                 raise InvalidInput(f"No column {key!r}; this frame has {', '.join(self.columns)}.")
-            return RemoteSeries(self, column(key))
+            kinds = {item.name: item.type for item in self._describe().schema.columns}
+            return RemoteSeries(self, of_type(kinds[key], column(key)))
+        if isinstance(key, RemoteSeries):
+            self._mine(key, "X[X['…'] > 60]")
+            return self._then(pb.Operation(filter=pb.Filter(predicate=key.expression)))
         if isinstance(key, list) and all(isinstance(name, str) for name in key):
             return self._then(pb.Operation(select=pb.Select(columns=key)))
         raise NotSupported(f"df[{key!r}] is not available on a remote frame. Supported: {FRAME_FEATURES}.")
 
-    def __setitem__(self, name: str, value: RemoteSeries) -> None:
-        if not isinstance(value, RemoteSeries):
+    def __setitem__(self, name: str, value: RemoteSeries | str | float | bool | datetime) -> None:
+        if isinstance(value, RemoteSeries):
+            self._mine(value, f"X[{name!r}] = X['…'].apply(…)")
+        elif not isinstance(value, str | int | float | datetime):
             raise NotSupported(
-                f"Only a series of the same frame can be assigned, not a {type(value).__name__}. "
+                f"Only a series of the same frame or a constant can be assigned, not a {type(value).__name__}. "
                 f"Supported: {SERIES_FEATURES}."
             )
-        if value.frame != self._frame:
-            raise InvalidInput(
-                f"This series belongs to another state of the frame; take it from the frame you assign to: "
-                f"X[{name!r}] = X['…'].apply(…)."
-            )
-        changed = self._then(pb.Operation(assign=pb.Assign(column=name, expression=value.expression)))
+        expression = value.expression if isinstance(value, RemoteSeries) else encode(value)
+        changed = self._then(pb.Operation(assign=pb.Assign(column=name, expression=expression)))
         self._frame, self._description = changed._frame, changed._description
+
+    def fillna(self, value: Any) -> RemoteFrame:
+        """Return a frame with a constant where there is no value.
+
+        Args:
+            value: a constant for every column of its type, or a dictionary of column to constant.
+        """
+        kinds = {item.name: item.type for item in self._describe().schema.columns}
+        if isinstance(value, dict):
+            chosen = value
+        else:
+            chosen = {name: value for name, kind in kinds.items() if kind in _takes(value)}
+        frame = self.copy()
+        for name, constant in chosen.items():
+            frame[name] = frame[name].fillna(constant)
+        return frame
+
+    def _mine(self, series: RemoteSeries, spelling: str) -> None:
+        if series.frame != self._frame:
+            raise InvalidInput(
+                f"This series belongs to another state of the frame; take it from the frame you use it on: {spelling}."
+            )
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):
@@ -161,84 +203,6 @@ class RemoteFrame:
         return self._description
 
 
-class RemoteSeries:
-    """A column of a remote frame, or what is computed from one.
-
-    Args:
-        owner: the frame.
-        expression: how each row's value is computed.
-    """
-
-    def __init__(self, owner: RemoteFrame, expression: pb.Expression) -> None:
-        self._owner = owner
-        self.frame = owner.proto
-        self.expression = expression
-
-    def apply(self, function: Traced) -> RemoteSeries:
-        """Apply a traced function to each row.
-
-        Raises:
-            NotSupported: if the function is not traced.
-            murmura.errors.TraceError: if it does what cannot be recorded.
-        """
-        if not isinstance(function, Traced):
-            raise NotSupported("Wrap the function: X['text'].apply(murmura.trace(function)). Code never travels.")
-        return RemoteSeries(self._owner, function.record(self.expression))
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise NotSupported(f"`series.{name}` is not available on a remote column. Supported: {SERIES_FEATURES}.")
-
-    def __iter__(self) -> NoReturn:
-        raise NotSupported("Values of a remote column cannot be looped over: they stay where they are.")
-
-    def __repr__(self) -> str:
-        return f"<a column of {self.frame.dataset}, private; assign it to the frame to use it>"
-
-    # Last, because the name hides the type in the rest of the class.
-    @property
-    def str(self) -> _TextMethods:
-        """Text methods, as in pandas."""
-        return _TextMethods(self)
-
-
-class _TextMethods:
-    """`series.str`."""
-
-    def __init__(self, series: RemoteSeries) -> None:
-        self._series = series
-
-    def strip(self, to_strip: str | None = None) -> RemoteSeries:
-        """Strip characters from both ends."""
-        return self._record(lambda text: text.strip(to_strip))
-
-    def lower(self) -> RemoteSeries:
-        """Make lower case."""
-        return self._record(lambda text: text.lower())
-
-    def upper(self) -> RemoteSeries:
-        """Make upper case."""
-        return self._record(lambda text: text.upper())
-
-    def replace(self, old: str, new: str) -> RemoteSeries:
-        """Replace every occurrence, literally."""
-        return self._record(lambda text: text.replace(old, new))
-
-    def slice(self, start: int | None = None, stop: int | None = None) -> RemoteSeries:
-        """Keep a range of characters."""
-        return self._record(lambda text: text[start:stop])
-
-    def _record(self, function: Any) -> RemoteSeries:
-        proxy: TextProxy = function(TextProxy(self._series.expression))
-        return RemoteSeries(self._series._owner, proxy._expression)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise NotSupported(f"`series.str.{name}` is not available on a remote column. Supported: {SERIES_FEATURES}.")
-
-
 class _Positions:
     """`df.iloc`."""
 
@@ -249,3 +213,8 @@ class _Positions:
         if not isinstance(key, slice) or key.step not in (None, 1):
             raise NotSupported("Only ranges of slots can be taken: df.iloc[start:stop].")
         return self._frame._then(pb.Operation(slice=pb.Slice(start=key.start, stop=key.stop)))
+
+
+def _takes(value: object) -> tuple[pb.ValueType.ValueType, ...]:
+    """Return the types of columns that a constant can stand in."""
+    return _KINDS.get(type(value), ())

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from murmura.errors import MurmuraError
-
 if TYPE_CHECKING:
     from murmura.api.inference.v1 import inference_pb2, inference_service_pb2
+    from murmura.calls import Call
     from murmura.client import Client
 
 
@@ -113,19 +112,12 @@ class Sampler:
             offset: how many prompts there were before these.
             seen: called with how many are done, as they come.
         """
-        from murmura.api.inference.v1 import inference_service_pb2 as messages
+        from murmura.calls import models
 
         if not prompts:
             return []
-        request = messages.BatchGenerateRequest(model=self.served_name(), prompts=prompts, options=options)
-        if options.HasField("seed"):
-            request.options.seed += offset
-        answers: dict[int, inference_service_pb2.GenerateResponse] = {}
-        for answer in self._restartable("BatchGenerate", request, seen):
-            if answer.HasField("error"):
-                raise MurmuraError(answer.error.message)
-            answers[answer.index] = answer.completion
-        return [answers[index] for index in range(len(prompts))]
+        call = models.batch_generate(self.served_name(), prompts, options, offset)
+        return models.in_order(self._restartable(call, seen), len(prompts))
 
     def stream(
         self,
@@ -136,31 +128,44 @@ class Sampler:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Continue a prompt, piece by piece as it is made."""
-        from murmura.api.inference.v1 import inference_service_pb2 as messages
+        from murmura.calls import models
 
-        request = messages.StreamGenerateRequest(
-            request=messages.GenerateRequest(
-                model=self.served_name(),
-                prompt=prompt,
-                options=sampling_options(temperature, max_new_tokens, 1.0, seed, None),
-            )
-        )
-        for piece in self.client.stub("inference").stream("StreamGenerate", request):
+        options = sampling_options(temperature, max_new_tokens, 1.0, seed, None)
+        for piece in self.client.follow(models.stream_generate(self.served_name(), prompt, options)):
             if piece.text:
                 yield piece.text
 
-    def _restartable(self, method: str, request: Any, seen: Callable[[int], None]) -> list[Any]:
+    def complete(self, prompt: str, **options: Any) -> inference_service_pb2.GenerateResponse:
+        """Continue one prompt; returns the whole answer, with its privacy statement and why it ended.
+
+        Args:
+            prompt: a text.
+            **options: fields of the contract's `SamplingOptions`, among them log-probabilities where they are granted.
+        """
+        from murmura.api.inference.v1 import inference_pb2
+        from murmura.calls import models
+
+        call = models.generate(self.served_name(), prompt, inference_pb2.SamplingOptions(**options))
+        answer: inference_service_pb2.GenerateResponse = self.client.run(call)
+        return answer
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text, those that start one included."""
+        from murmura.calls import models
+
+        return int(self.client.run(models.count_tokens(self.served_name(), text)).tokens)
+
+    def _restartable(self, call: Call, seen: Callable[[int], None]) -> list[Any]:
         """Collect a stream; sampling is free, so it starts over when the service is being restarted."""
         import time
 
         from murmura.errors import Unreachable
 
-        stub, patience = self.client.stub("inference"), self.client.connection.patience_s
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + self.client.connection.patience_s
         while True:
             try:
                 answers = []
-                for answer in stub.stream(method, request):
+                for answer in self.client.follow(call):
                     answers.append(answer)
                     seen(len(answers))
                 return answers

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from murmura.cli import budget
+from murmura.cli import budget, policy
 from murmura.cli.resolve import resolve
 from murmura.cli.shared import AsJson, Role, client, print_messages
 from murmura.errors import MurmuraError
@@ -25,6 +25,7 @@ app = typer.Typer(
 jobs = typer.Typer(no_args_is_help=True, help="Training jobs.")
 budget.app.command()(resolve)
 app.add_typer(budget.app, name="budget")
+app.add_typer(policy.app, name="policy")
 app.add_typer(jobs, name="jobs")
 
 State = Annotated[Path, typer.Option(help="State directory of the local Murmura.")]
@@ -127,7 +128,7 @@ def jobs_list(as_json: AsJson = False, role: Role = "analyst") -> None:
 def jobs_watch(name: str, role: Role = "analyst") -> None:
     """Watch a job to its end. Ctrl-C lets go of it; it goes on."""
     from murmura import display
-    from murmura.client import qualified
+    from murmura.calls import qualified
     from murmura.evaluation import follow
 
     asker = client(role)
@@ -138,13 +139,10 @@ def jobs_watch(name: str, role: Role = "analyst") -> None:
 def jobs_cancel(name: str, role: Role = "analyst") -> None:
     """Stop a job. What its worker has already run is charged."""
     from murmura import display
-    from murmura.api.trainer.v1 import trainer_service_pb2 as messages
-    from murmura.client import qualified
+    from murmura.calls import jobs
 
     asker = client(role)
-    request = messages.CancelTrainingJobRequest(name=qualified("trainingJobs", name))
-    request.request_id = asker.request_id(request)
-    job = asker.stub("trainer").call("CancelTrainingJob", request).training_job
+    job = asker.run(jobs.cancel_job(name, asker.subject)).training_job
     typer.echo(f"{job.name}: {display.state_name(job)}; {job.stage}".rstrip("; "))
 
 
@@ -204,9 +202,9 @@ def main() -> None:
 
 
 def _job(asker: Any, name: str) -> Any:
-    from murmura.api.trainer.v1 import trainer_service_pb2 as messages
+    from murmura.calls import jobs
 
-    return asker.stub("trainer").call("GetTrainingJob", messages.GetTrainingJobRequest(name=name)).training_job
+    return asker.run(jobs.get_job(name)).training_job
 
 
 def _models(options: list[str]) -> dict[str, str]:

@@ -1,0 +1,302 @@
+"""The client for programs that wait for many things at once: the same calls as `Client`, on asyncio.
+
+What is sent, how long it may take, when it is tried again and what a refusal means is shared with `Client` (`calls`,
+`connection`, `errors`); only the waiting is written here. Requests are messages of the contracts or plain values, and
+nothing is printed: this is for services, not for notebooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+
+from murmura import errors
+from murmura.api.dataset.v1 import expressions_pb2
+from murmura.api.trainer.v1 import trainer_pb2
+from murmura.budget import Budget
+from murmura.calls import DEADLINE_S, Call, budgets, datasets, jobs, models, qualified, stub_class
+from murmura.connection import CHANNEL_OPTIONS, PATIENCE_S, Patience, Profile, local_profile, remote_profile
+from murmura.errors import InvalidInput, Unreachable
+from murmura.sampler import sampling_options
+
+if TYPE_CHECKING:
+    from murmura.api.dataset.v1 import dataset_pb2
+    from murmura.api.inference.v1 import inference_pb2, inference_service_pb2
+    from murmura.api.ledger.v1 import ledger_pb2
+
+
+class AsyncClient:
+    """A connection to Murmura, as one person or program, for asyncio. Close it, or use it with `async with`.
+
+    Args:
+        url: `grpcs://host:port` of an organisation's Murmura; unset: the one that `murmura up` started here.
+        token: your bearer token, with `url`.
+        authority: with `url`: PEM file of the authority of the organisation's certificates, if it has its own.
+        profile: another profile file than `.murmura/profile.json`.
+        role: with the local one: `analyst`, `steward` or `operator`.
+        patience_s: how long to wait for a service that is being restarted.
+
+    Raises:
+        murmura.errors.Unreachable: if there is no local Murmura.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        authority: str | Path | None = None,
+        profile: str | Path | None = None,
+        role: str = "analyst",
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        chosen = remote_profile(url, token, authority) if url else local_profile(role, profile)
+        self._connection = _Connection(chosen, patience_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    @property
+    def subject(self) -> str:
+        """Who you are."""
+        return self._connection.profile.subject
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
+
+    # ------------------------------------------------------------ datasets and budgets
+
+    async def datasets(self) -> list[dataset_pb2.Dataset]:
+        """Return the datasets that you may use."""
+        return await self._all(datasets.list_datasets(), "datasets")
+
+    async def dataset(self, name: str) -> dataset_pb2.Dataset:
+        """Return what is public of a dataset."""
+        found: dataset_pb2.Dataset = (await self._connection.run(datasets.get_dataset(name))).dataset
+        return found
+
+    async def account(self, name: str) -> ledger_pb2.Account:
+        """Return what the ledger says of a budget: `accounts/…`, or a dataset's by the dataset's name."""
+        account = name if name.startswith("accounts/") else (await self.dataset(name)).account
+        found: ledger_pb2.Account = (await self._connection.run(budgets.get_account(account))).account
+        return found
+
+    async def budget(self, name: str) -> Budget:
+        """Return a budget to look at: `accounts/…`, or a dataset's by the dataset's name."""
+        return Budget(await self.account(name))
+
+    # ------------------------------------------------------------ jobs
+
+    def spec(
+        self,
+        base_model: str,
+        data: str | expressions_pb2.Frame,
+        target_epsilon: float | str,
+        *,
+        text_field: str = "text",
+        **settings: float,
+    ) -> trainer_pb2.JobSpec:
+        """Say what is to be trained. Richer wishes are a `JobSpec` of their own; the service checks both.
+
+        Args:
+            base_model: its public name.
+            data: a dataset's name for all of its rows, or the `proto` of a remote frame.
+            target_epsilon: the epsilon that the job may reach at the dataset's delta, or "unlimited".
+            text_field: the column that holds the text.
+            **settings: fields of the contract's `Settings`; what is left out gets a default that works.
+
+        Raises:
+            InvalidInput: if a setting does not exist.
+        """
+        known = trainer_pb2.Settings.DESCRIPTOR.fields_by_name
+        if unknown := sorted(set(settings) - set(known)):
+            raise InvalidInput(f"No setting {', '.join(unknown)}. There are: {', '.join(known)}.")
+        frame = data if not isinstance(data, str) else expressions_pb2.Frame(dataset=qualified("datasets", data))
+        spec = trainer_pb2.JobSpec(
+            base_model=qualified("baseModels", base_model),
+            frame=frame,
+            text_column=text_field,
+            settings=trainer_pb2.Settings(**settings),  # type: ignore[arg-type]
+        )
+        if target_epsilon == "unlimited":
+            spec.unlimited = True
+        else:
+            spec.target_epsilon = float(target_epsilon)
+        return spec
+
+    async def plan(self, spec: trainer_pb2.JobSpec) -> trainer_pb2.Plan:
+        """Return what a job would be and cost; spends nothing."""
+        plan: trainer_pb2.Plan = (await self._connection.run(jobs.plan_job(spec))).plan
+        return plan
+
+    async def fit(self, spec: trainer_pb2.JobSpec, *, again: bool = False) -> trainer_pb2.TrainingJob:
+        """Plan a job, and create it if the budget covers it. The same wish again finds the job that it has.
+
+        Args:
+            spec: what is wished for.
+            again: train (and pay) once more although the same job has succeeded before.
+
+        Returns:
+            The job, which runs; `wait` for it or `watch` it.
+
+        Raises:
+            murmura.errors.BudgetExhausted: if the budget does not cover it; nothing was spent.
+        """
+        earlier, request_id = jobs.earlier_job(await self.jobs(), spec, self.subject, again)
+        if earlier is not None:
+            return earlier
+        jobs.require_affordable(await self.plan(spec), spec)
+        job: trainer_pb2.TrainingJob = (await self._connection.run(jobs.create_job(spec, request_id))).training_job
+        return job
+
+    async def jobs(self) -> list[trainer_pb2.TrainingJob]:
+        """Return your jobs, newest first."""
+        return await self._all(jobs.list_jobs(), "training_jobs")
+
+    async def job(self, name: str) -> trainer_pb2.TrainingJob:
+        """Read a job."""
+        found: trainer_pb2.TrainingJob = (await self._connection.run(jobs.get_job(name))).training_job
+        return found
+
+    async def cancel(self, name: str) -> trainer_pb2.TrainingJob:
+        """Stop a job. What its worker has already run is charged."""
+        call = jobs.cancel_job(name, self.subject)
+        job: trainer_pb2.TrainingJob = (await self._connection.run(call)).training_job
+        return job
+
+    async def watch(self, name: str) -> AsyncIterator[trainer_pb2.TrainingJob]:
+        """Yield a job whenever it changes, to its end; a trainer that is restarted is waited for."""
+        job = await self.job(name)
+        while True:
+            yield job
+            if jobs.ended(job):
+                return
+            try:
+                async for answer in self._connection.follow(jobs.watch_job(name)):
+                    if answer.training_job != job:
+                        job = answer.training_job
+                        if jobs.ended(job):
+                            break
+                        yield job
+            except Unreachable:
+                job = await self.job(name)
+
+    async def wait(self, name: str) -> trainer_pb2.TrainingJob:
+        """Wait for a job's adapter.
+
+        Raises:
+            murmura.errors.JobFailed: if the job ends without one.
+        """
+        job = await self.job(name)
+        async for changed in self.watch(name):
+            job = changed
+        jobs.require_adapter(job)
+        return job
+
+    # ------------------------------------------------------------ models
+
+    async def load(self, adapter: str) -> inference_pb2.Adapter:
+        """Have an adapter verified and served."""
+        loaded: inference_pb2.Adapter = (await self._connection.run(models.load_adapter(adapter))).adapter
+        return loaded
+
+    async def sample(self, model: str, prompts: Sequence[str] | str, **options: Any) -> list[str]:
+        """Continue each prompt. Costs no privacy.
+
+        Args:
+            model: `adapters/…` or `baseModels/…`.
+            prompts: one text or several.
+            **options: as of `Sampler.sample`: temperature, max_new_tokens, top_p, seed, stop.
+
+        Returns:
+            The continuations, without the prompts, in the order of the prompts.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
+            return []
+        call = models.batch_generate(model, texts, _options(**options))
+        answers = [answer async for answer in self._connection.follow(call)]
+        return [completion.text for completion in models.in_order(answers, len(texts))]
+
+    async def stream(self, model: str, prompt: str, **options: Any) -> AsyncIterator[str]:
+        """Continue a prompt, piece by piece as it is made; leaving the loop stops the model. Options as of `sample`."""
+        piece: inference_service_pb2.StreamGenerateResponse
+        async for piece in self._connection.follow(models.stream_generate(model, prompt, _options(**options))):
+            if piece.text:
+                yield piece.text
+
+    async def _all(self, call: Call, field: str) -> list[Any]:
+        """Return all items of a list, page by page."""
+        items: list[Any] = []
+        while True:
+            answer = await self._connection.run(call)
+            items.extend(getattr(answer, field))
+            call.request.page_token = answer.next_page_token
+            if not call.request.page_token:
+                return items
+
+
+class _Connection:
+    """Calls to the services, as one caller, waited for without a thread."""
+
+    def __init__(self, profile: Profile, patience_s: float) -> None:
+        self.profile = profile
+        self._patience_s = patience_s
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def run(self, call: Call) -> Any:
+        """Make a unary call; waits for a service that is being restarted."""
+        patience = Patience(self.profile, call.service, call.request, self._patience_s)
+        while True:
+            try:
+                return await self._method(call)(
+                    call.request, timeout=call.timeout_s or DEADLINE_S, metadata=self.profile.metadata()
+                )
+            except grpc.RpcError as error:
+                pause = patience.pause(error)
+            await asyncio.sleep(pause)
+
+    async def follow(self, call: Call) -> AsyncIterator[Any]:
+        """Make a streaming call; an interruption is raised, and whoever leaves the loop cancels it."""
+        stream = self._method(call)(call.request, timeout=call.timeout_s, metadata=self.profile.metadata())
+        try:
+            async for answer in stream:
+                yield answer
+        except grpc.RpcError as error:
+            raise errors.from_rpc(error, call.service, self.profile.endpoints[call.service]) from None
+        finally:
+            stream.cancel()
+
+    async def close(self) -> None:
+        """Close the channels."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    def _method(self, call: Call) -> Any:
+        if call.service not in self._channels:
+            endpoint = self.profile.endpoints[call.service]
+            self._channels[call.service] = (
+                grpc.aio.secure_channel(endpoint, self.profile.credentials(), CHANNEL_OPTIONS)
+                if self.profile.secure
+                else grpc.aio.insecure_channel(endpoint, CHANNEL_OPTIONS)
+            )
+        return getattr(stub_class(call.service, call.interface)(self._channels[call.service]), call.method)
+
+
+def _options(
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: list[str] | None = None,
+) -> inference_pb2.SamplingOptions:
+    return sampling_options(temperature, max_new_tokens, top_p, seed, stop)
