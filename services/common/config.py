@@ -15,11 +15,11 @@ from typing import Self
 from pydantic import Field, FilePath, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.addresses import LOOPBACK, believable
 from services.common.certificates import Certificates, Unusable
-from services.common.issuer import PEOPLE, Configuration, fetchable
+from services.common.issuer import PEOPLE, Configuration
 from services.common.tokens import ROLES
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _NO_PEOPLE = frozenset({"worker"})
 
 
@@ -81,7 +81,7 @@ class ServiceSettings(BaseSettings):
     @field_validator("oidc_issuer", "oidc_jwks_url")
     @classmethod
     def _believable(cls, url: str) -> str:
-        if url and not fetchable(url):
+        if url and not believable(url):
             raise ValueError("must be an https:// URL, or one of this machine")
         return url
 
@@ -111,7 +111,7 @@ class ServiceSettings(BaseSettings):
     def local(self) -> bool:
         """Whether only this machine can call."""
         addresses = [address for address in (self.listen, self.services_listen) if address]
-        return all(a.startswith("unix:") or a.rpartition(":")[0].strip("[]") in _LOOPBACK for a in addresses)
+        return all(a.startswith("unix:") or a.rpartition(":")[0].strip("[]") in LOOPBACK for a in addresses)
 
     @property
     def roles_of_keys(self) -> frozenset[str]:

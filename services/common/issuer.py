@@ -8,12 +8,12 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from services.common.addresses import believable
 
 PEOPLE = frozenset({"analyst", "steward", "operator"})
 TIMEOUT_S = 5.0
 MOST_BYTES = 1 << 20
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,6 @@ class Configuration:
                 found = found.get(part) if isinstance(found, dict) else None
         values = [found] if isinstance(found, str) else found if isinstance(found, list) else []
         return frozenset(self.roles[v] for v in values if isinstance(v, str) and v in self.roles) & PEOPLE
-
-
-def fetchable(url: str) -> bool:
-    """Say whether what comes from a URL can be believed: TLS, or this machine."""
-    parts = urlsplit(url)
-    return bool(parts.hostname) and (
-        parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
-    )
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -95,7 +87,7 @@ class Fetcher:
         issuer = self._configuration.issuer
         document = self._read(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         url = document.get("jwks_uri")
-        if document.get("issuer") != issuer or not isinstance(url, str) or not fetchable(url):
+        if document.get("issuer") != issuer or not isinstance(url, str) or not believable(url):
             raise ValueError("the discovery document is another's")
         return url
 

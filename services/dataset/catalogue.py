@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -121,12 +122,8 @@ class Catalogue:
         Raises:
             MurmuraError: if the dataset cannot be opened.
         """
-        try:
+        with _opening(described):
             return self.vault.derived(described.storage_id, f"checkpoint/{job}")
-        except Sealed:
-            raise _unreadable(described) from None
-        except HolderAway as away:
-            raise holder_away(away) from None
 
     def read(self, described: Described, text_column: str, completion_column: str = "") -> Generator[bytes]:
         """Yield the rows of a frame as Arrow IPC streams of about a mebibyte.
@@ -143,15 +140,11 @@ class Catalogue:
         for column in kept.values():
             check_text_column(described.shape, column)
         names = untouched(described.operations, tuple(schema_of(described.dataset)))
-        try:
+        with _opening(described):
             if names is not None:
                 yield from self._as_they_are(described, {name: names[column] for name, column in kept.items()})
             else:
                 yield from _messages(self._made(described, kept))
-        except Sealed:
-            raise _unreadable(described) from None
-        except HolderAway as away:
-            raise holder_away(away) from None
 
     def require_openable(self, described: Described) -> None:
         """Refuse what could not be read, before anything is set aside for reading it.
@@ -167,13 +160,9 @@ class Catalogue:
         Raises:
             MurmuraError: if the rows cannot be opened.
         """
-        try:
+        with _opening(described):
             for rows in self.vault.read(described.storage_id, described.shape.slots):
                 yield execution.apply(rows, described.operations)
-        except Sealed:
-            raise _unreadable(described) from None
-        except HolderAway as away:
-            raise holder_away(away) from None
 
     def _as_they_are(self, described: Described, kept: dict[str, str]) -> Iterator[bytes]:
         """Pass columns on as they were stored: a piece at rest becomes a message without being taken apart."""
@@ -216,13 +205,24 @@ def untouched(operations: Sequence[ex.Operation], columns: Sequence[str]) -> dic
     return names
 
 
-def _unreadable(described: Described) -> MurmuraError:
-    return MurmuraError(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "SOURCE_UNREADABLE",
-        f"The rows of {described.dataset.name} cannot be opened: the master key is missing or another one.",
-        {"source": described.dataset.name},
-    )
+@contextmanager
+def _opening(described: Described) -> Iterator[None]:
+    """Translate what may keep rows shut.
+
+    Raises:
+        MurmuraError: SOURCE_UNREADABLE or DEPENDENCY_UNAVAILABLE.
+    """
+    try:
+        yield
+    except Sealed:
+        raise MurmuraError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "SOURCE_UNREADABLE",
+            f"The rows of {described.dataset.name} cannot be opened: the master key is missing or another one.",
+            {"source": described.dataset.name},
+        ) from None
+    except HolderAway as away:
+        raise holder_away(away) from None
 
 
 def holder_away(away: HolderAway) -> MurmuraError:

@@ -19,7 +19,8 @@ MOST_COLUMNS = 1_000
 _SHAPE = f"it must have at most {MOST_COLUMNS} columns with names of 1 to {ex.MOST_NAME} characters"
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-_POLARS: dict[str, Any] = {
+# How Polars holds each type.
+DTYPES: dict[str, Any] = {
     ex.STRING: pl.String,
     ex.INTEGER: pl.Int64,
     ex.FLOAT: pl.Float64,
@@ -110,7 +111,7 @@ def from_table(table: pl.DataFrame, lines: Sequence[int], declared: Mapping[str,
         if declared.get(series.name, kind) != kind:
             raise Unreadable(f"column {series.name!r} holds {kind}, and {declared[series.name]} was promised")
         fitted = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if _has_zone(series) else series
-        fitted = fitted.cast(_POLARS[kind], strict=False)
+        fitted = fitted.cast(DTYPES[kind], strict=False)
         lost = (fitted.is_null() & series.is_not_null()).arg_true()
         if lost.len():
             raise _broken(series.name, lines[lost[0]], "out of range")
@@ -199,7 +200,7 @@ def column(
         if fits is None and value is not None:
             raise _broken(name, line, f"not a {kind} that this service keeps, as the rest of the column is")
         fitted.append(fits)
-    return pl.Series(name, fitted, dtype=_POLARS[kind])
+    return pl.Series(name, fitted, dtype=DTYPES[kind])
 
 
 def fit(kind: str, value: Any) -> Any:

@@ -42,9 +42,9 @@ def run(
         for column in kept.values():
             length = columns[column].str.len_bytes()
             alive &= ((length > 0) & (length <= ex.MOST_TEXT_BYTES)).fill_null(value=False)
-        texts = [columns[column].alias(name) for name, column in kept.items()]
+        made = [columns[column].alias(name) for name, column in kept.items()]
         numbers = pl.Series("unit", units[start : start + part.height], dtype=pl.Int64)
-        yield pl.DataFrame([numbers, *texts]).filter(alive)
+        yield pl.DataFrame([numbers, *made]).filter(alive)
 
 
 def apply(rows: pl.DataFrame, operations: Sequence[ex.Operation]) -> tuple[dict[str, pl.Series], pl.Series]:

@@ -11,19 +11,18 @@ import base64
 import os
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import hvac
 import requests
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from services.dataset.files import write
+from services.common.addresses import believable
+from services.common.files import write
 from services.dataset.sealing import Sealed, new_key
 
 _NONCE_BYTES = 12
 _TRANSIT_S = 10.0
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class HolderAway(Exception):
@@ -98,8 +97,7 @@ class TransitKeys:
     """
 
     def __init__(self, url: str, key: str, token_file: Path, mount: str, authority: Path | None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        if not believable(url):
             raise ValueError("must be an https:// URL, or one of this machine: keys travel there")
         self.holder = f"the transit key {key!r}"
         self._url, self._key, self._mount = url, key, mount

@@ -16,14 +16,6 @@ from services.dataset import columns as columns_of
 from services.dataset import execution
 from services.dataset import expressions as ex
 
-_TYPES: dict[str, Any] = {
-    ex.STRING: pl.String,
-    ex.INTEGER: pl.Int64,
-    ex.FLOAT: pl.Float64,
-    ex.BOOLEAN: pl.Boolean,
-    ex.TIMESTAMP: pl.Datetime("us"),
-}
-
 
 def rows(
     source: Mapping[str, str],
@@ -47,7 +39,9 @@ def rows(
     made = pl.DataFrame(
         [
             pl.Series(
-                name, [_value(name, kind, public.get(name, ()), index) for index in range(count)], dtype=_TYPES[kind]
+                name,
+                [_value(name, kind, public.get(name, ()), index) for index in range(count)],
+                dtype=columns_of.DTYPES[kind],
             )
             for name, kind in source.items()
         ]

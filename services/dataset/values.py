@@ -18,17 +18,11 @@ import polars as pl
 
 from services.dataset import expressions as ex
 from services.dataset import patterns
+from services.dataset.columns import DTYPES
 
 # A text that holds a time is no longer than this.
 MOST_TIME = 200
 _FAILURES = (ValueError, ArithmeticError, TypeError, LookupError, RecursionError)
-_DTYPES: dict[str, Any] = {
-    ex.STRING: pl.String,
-    ex.INTEGER: pl.Int64,
-    ex.FLOAT: pl.Float64,
-    ex.BOOLEAN: pl.Boolean,
-    ex.TIMESTAMP: pl.Datetime("us"),
-}
 
 
 def constant(value: Any, height: int) -> pl.Series:
@@ -38,7 +32,7 @@ def constant(value: Any, height: int) -> pl.Series:
         value: of a literal; None is null.
         height: number of rows.
     """
-    return pl.Series([value] * height, dtype=_DTYPES[ex.type_of(value)] if value is not None else pl.Null)
+    return pl.Series([value] * height, dtype=DTYPES[ex.type_of(value)] if value is not None else pl.Null)
 
 
 def call(function: str, arguments: Sequence[pl.Series]) -> pl.Series:
@@ -93,7 +87,7 @@ def _values(function: Callable[..., Any], kind: str, columns: Sequence[Sequence[
         except _FAILURES:
             return None
 
-    return pl.Series([one(values) for values in zip(*columns, strict=True)], dtype=_DTYPES[kind])
+    return pl.Series([one(values) for values in zip(*columns, strict=True)], dtype=DTYPES[kind])
 
 
 def _fit(kind: str, value: Any) -> Any:

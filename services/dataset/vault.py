@@ -19,8 +19,8 @@ import pyarrow as pa
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from services.common.files import create, settle, sync, write
 from services.dataset import batches, sealing
-from services.dataset.files import create, settle, sync, write
 from services.dataset.keys import FileKeys, Keys
 from services.dataset.lineage import Fingerprint
 from services.dataset.sealing import Sealed, new_key

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from google.protobuf.json_format import MessageToDict
 from safetensors import SafetensorError, safe_open
 
 from murmura.api.common.v1 import privacy_pb2
+from services.common.files import sync
 
 FILES = ("adapter_model.safetensors", "adapter_config.json")
 MOST_BYTES = 4 << 30
@@ -109,19 +109,11 @@ class ArtifactStore:
         (building / "manifest.sig").write_bytes(self._key.sign(encoded))
         for path in building.rglob("*"):
             if path.is_file():
-                _flush(path)
+                sync(path)
         building.rename(target)
-        _flush(self._directory)
+        sync(self._directory)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

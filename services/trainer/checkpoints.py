@@ -5,10 +5,11 @@ The trainer cannot read them (`worker.checkpoint`); it keeps them because it kno
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+from services.common.files import sync
 
 MOST_BYTES = 16 << 30
 _CHUNK_BYTES = 1 << 19
@@ -34,9 +35,9 @@ class Checkpoints:
     def keep(self, job_id: str, incoming: Path) -> None:
         """Put a checkpoint that has arrived in the place of the last one; safe on disk when this returns."""
         for path in (incoming, self._directory):
-            _flush(path)
+            sync(path)
         incoming.replace(self._path(job_id))
-        _flush(self._directory)
+        sync(self._directory)
 
     def pieces(self, job_id: str) -> Iterator[bytes]:
         """Yield the last checkpoint of a job; nothing if there is none."""
@@ -54,11 +55,3 @@ class Checkpoints:
 
     def _path(self, job_id: str) -> Path:
         return self._directory / f"{job_id}.sealed"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

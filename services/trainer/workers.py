@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import secrets
 import shutil
 import time
@@ -18,6 +17,7 @@ from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, invalid, not_found
+from services.common.files import sync
 from services.trainer import jobs
 from services.trainer.artifacts import MOST_BYTES, UnsoundAdapter, check
 from services.trainer.checkpoints import MOST_BYTES as MOST_CHECKPOINT_BYTES
@@ -232,17 +232,9 @@ async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> Non
 def _keep(incoming: Path, staged: Path) -> None:
     """Move an upload to where the publication finds it, through a power cut too."""
     for path in (*incoming.iterdir(), incoming):
-        _flush(path)
+        sync(path)
     incoming.rename(staged)
-    _flush(staged.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(staged.parent)
 
 
 def _fenced(record: Record) -> MurmuraError:

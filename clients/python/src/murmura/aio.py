@@ -19,7 +19,7 @@ from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2
 from murmura.budget import Budget
 from murmura.calls import DEADLINE_S, Call, budgets, datasets, jobs, models, qualified, stub_class
-from murmura.connection import CHANNEL_OPTIONS, PATIENCE_S, Patience, Profile, local_profile, remote_profile
+from murmura.connection import PATIENCE_S, Patience, Profile, local_profile, remote_profile
 from murmura.errors import InvalidInput, Unreachable
 from murmura.sampler import sampling_options
 
@@ -222,14 +222,14 @@ class AsyncClient:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
             return []
-        call = models.batch_generate(model, texts, _options(**options))
+        call = models.batch_generate(model, texts, sampling_options(**options))
         answers = [answer async for answer in self._connection.follow(call)]
         return [completion.text for completion in models.in_order(answers, len(texts))]
 
     async def stream(self, model: str, prompt: str, **options: Any) -> AsyncIterator[str]:
         """Continue a prompt, piece by piece as it is made; leaving the loop stops the model. Options as of `sample`."""
         piece: inference_service_pb2.StreamGenerateResponse
-        async for piece in self._connection.follow(models.stream_generate(model, prompt, _options(**options))):
+        async for piece in self._connection.follow(models.stream_generate(model, prompt, sampling_options(**options))):
             if piece.text:
                 yield piece.text
 
@@ -283,20 +283,5 @@ class _Connection:
 
     def _method(self, call: Call) -> Any:
         if call.service not in self._channels:
-            endpoint = self.profile.endpoints[call.service]
-            self._channels[call.service] = (
-                grpc.aio.secure_channel(endpoint, self.profile.credentials(), CHANNEL_OPTIONS)
-                if self.profile.secure
-                else grpc.aio.insecure_channel(endpoint, CHANNEL_OPTIONS)
-            )
+            self._channels[call.service] = self.profile.channel(grpc.aio, call.service)
         return getattr(stub_class(call.service, call.interface)(self._channels[call.service]), call.method)
-
-
-def _options(
-    temperature: float = 1.0,
-    max_new_tokens: int = 64,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    stop: list[str] | None = None,
-) -> inference_pb2.SamplingOptions:
-    return sampling_options(temperature, max_new_tokens, top_p, seed, stop)

@@ -24,7 +24,7 @@ from murmura.calls import repeatable
 SERVICES = ("dataset", "ledger", "trainer", "inference")
 PATIENCE_S = 90.0
 RETRY_S = 0.5
-CHANNEL_OPTIONS = [
+_CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -48,9 +48,18 @@ class Profile:
     secure: bool
     authority: bytes = b""
 
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Return what makes a channel to the services secure."""
-        return grpc.ssl_channel_credentials(self.authority or None)
+    def channel(self, kind: Any, service: str) -> Any:
+        """Open a channel to a service.
+
+        Args:
+            kind: `grpc`, or `grpc.aio` for asyncio.
+            service: its name.
+        """
+        endpoint = self.endpoints[service]
+        if not self.secure:
+            return kind.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
+        credentials = grpc.ssl_channel_credentials(self.authority or None)
+        return kind.secure_channel(endpoint, credentials, options=_CHANNEL_OPTIONS)
 
     def metadata(self) -> list[tuple[str, str]]:
         """Return what goes along with each call: who makes it."""
@@ -169,12 +178,7 @@ class Connection:
     def channel(self, service: str) -> grpc.Channel:
         """Return the channel to a service, opened at first use."""
         if service not in self._channels:
-            endpoint = self.profile.endpoints[service]
-            self._channels[service] = (
-                grpc.secure_channel(endpoint, self.profile.credentials(), CHANNEL_OPTIONS)
-                if self.profile.secure
-                else grpc.insecure_channel(endpoint, CHANNEL_OPTIONS)
-            )
+            self._channels[service] = self.profile.channel(grpc, service)
         return self._channels[service]
 
     def call(self, service: str, method: Any, request: Any, timeout_s: float = 60.0) -> Any:

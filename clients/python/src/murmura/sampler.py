@@ -193,7 +193,11 @@ class Served(Sampler):
 
 
 def sampling_options(
-    temperature: float, max_new_tokens: int, top_p: float, seed: int | None, stop: list[str] | None
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: list[str] | None = None,
 ) -> inference_pb2.SamplingOptions:
     """Return what `sample` takes as a message."""
     from murmura.api.inference.v1 import inference_pb2

@@ -29,9 +29,9 @@ def write(path: Path, data: bytes) -> None:
     settle(file, temporary, path)
 
 
-def sync(directory: Path) -> None:
-    """Make a rename or a removal durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make what a file holds durable; of a directory: what was renamed into it or removed."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
