@@ -50,7 +50,7 @@ class Interceptors(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
     def _wrap(self, method: str, handler: Any) -> Any:
-        serializers = (handler.request_deserializer, handler.response_serializer)
+        serializers = (handler.request_deserializer, _serialised_by(handler.response_serializer))
         if handler.response_streaming:
             inner_stream = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
@@ -143,6 +143,11 @@ class Interceptors(grpc.aio.ServerInterceptor):
             call.request = message
         for check in self._checks:
             check(call, message)
+
+
+def _serialised_by(serializer: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Return a serializer that leaves alone what a handler has serialised itself."""
+    return lambda message: message if type(message) is bytes else serializer(message)
 
 
 async def _in_time(answer: Awaitable[Any]) -> Any:

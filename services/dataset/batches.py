@@ -12,8 +12,6 @@ import pyarrow as pa
 # A piece has about so many bytes; a single row may have more.
 PIECE_BYTES = 1 << 20
 _CELL_BYTES = 8
-# What a stream has beside its schema and its batch.
-_STREAM_BYTES = 64
 
 
 def sizes(rows: pl.DataFrame) -> Any:
@@ -35,24 +33,46 @@ def cut(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
         start, before = stop, int(ends[stop - 1])
 
 
-def stream(rows: pl.DataFrame) -> bytes:
-    """Return rows as an Arrow stream of one batch, whose texts have 32-bit offsets."""
+def batch(rows: pl.DataFrame) -> pa.RecordBatch:
+    """Return rows as one batch, whose texts have 32-bit offsets."""
     arrays = []
     for series in rows.rechunk().get_columns():
         array = series.to_arrow(compat_level=pl.CompatLevel.oldest())
         arrays.append(array.cast(pa.string()) if series.dtype == pl.String else array)
-    return stream_of(pa.record_batch(arrays, names=rows.columns))
+    return pa.record_batch(arrays, names=rows.columns)
 
 
-def stream_of(batch: pa.RecordBatch) -> bytes:
-    """Return a batch as an Arrow stream."""
-    # Measured first: a buffer that grows would copy what it holds several times.
-    room = batch.schema.serialize().size + pa.ipc.get_record_batch_size(batch) + _STREAM_BYTES
-    buffer = pa.allocate_buffer(room)
-    sink = pa.FixedSizeBufferWriter(buffer)
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
+def stream(rows: pl.DataFrame) -> bytes:
+    """Return rows as an Arrow stream of one batch."""
+    return b"".join(parts(batch(rows)))
+
+
+def parts(batch: pa.RecordBatch) -> list[Any]:
+    """Return the pieces of memory that make an Arrow stream of a batch, one after the other; they share its memory."""
+    sink = _Parts()
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), batch.schema) as writer:
         writer.write_batch(batch)
-    return bytes(memoryview(buffer)[: sink.tell()])
+    return sink.parts
+
+
+class _Parts:
+    """A file that keeps what is written to it as it came, uncopied."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+
+    def write(self, part: Any) -> int:
+        """Keep a part."""
+        self.parts.append(part)
+        return len(part)
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def batch_of(plain: bytes) -> pa.RecordBatch:

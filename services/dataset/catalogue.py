@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from murmura.api.dataset.v1 import dataset_pb2
@@ -19,7 +18,7 @@ from murmura.api.dataset.v1 import expressions_pb2 as frames_pb2
 from services.common import rights
 from services.common.errors import MurmuraError, not_found
 from services.common.tokens import Principal
-from services.dataset import batches, execution, frames, mock
+from services.dataset import execution, frames, mock, reading
 from services.dataset import expressions as ex
 from services.dataset.keys import HolderAway
 from services.dataset.registry import Registry
@@ -125,8 +124,8 @@ class Catalogue:
         with _opening(described):
             return self.vault.derived(described.storage_id, f"checkpoint/{job}")
 
-    def read(self, described: Described, text_column: str, completion_column: str = "") -> Generator[bytes]:
-        """Yield the rows of a frame as Arrow IPC streams of about a mebibyte.
+    def read(self, described: Described, text_column: str, completion_column: str = "") -> Generator[pa.RecordBatch]:
+        """Yield the rows of a frame in batches of about a mebibyte.
 
         Args:
             described: the frame.
@@ -139,12 +138,10 @@ class Catalogue:
         kept = {"text": text_column} | ({"completion": completion_column} if completion_column else {})
         for column in kept.values():
             check_text_column(described.shape, column)
-        names = untouched(described.operations, tuple(schema_of(described.dataset)))
+        columns = tuple(schema_of(described.dataset))
+        slots, units = described.shape.slots, described.units
         with _opening(described):
-            if names is not None:
-                yield from self._as_they_are(described, {name: names[column] for name, column in kept.items()})
-            else:
-                yield from _messages(self._made(described, kept))
+            yield from reading.read(self.vault, described.storage_id, columns, described.operations, slots, units, kept)
 
     def require_openable(self, described: Described) -> None:
         """Refuse what could not be read, before anything is set aside for reading it.
@@ -163,46 +160,6 @@ class Catalogue:
         with _opening(described):
             for rows in self.vault.read(described.storage_id, described.shape.slots):
                 yield execution.apply(rows, described.operations)
-
-    def _as_they_are(self, described: Described, kept: dict[str, str]) -> Iterator[bytes]:
-        """Pass columns on as they were stored: a piece at rest becomes a message without being taken apart."""
-        start = 0
-        for batch in self.vault.batches(described.storage_id, described.shape.slots):
-            units = described.units[start : start + batch.num_rows]
-            start += batch.num_rows
-            columns = {name: batch.column(column) for name, column in kept.items()}
-            lengths = [pc.fill_null(pc.binary_length(column), 0).to_numpy() for column in columns.values()]
-            # As in `execution.run`; nothing that is stored is too long.
-            alive = np.logical_and.reduce([length > 0 for length in lengths])
-            found = pa.record_batch({"unit": pa.array(units, pa.int64()), **columns})
-            if not alive.all():
-                found = found.filter(pa.array(alive))
-            if found.num_rows:
-                yield batches.stream_of(found)
-
-    def _made(self, described: Described, kept: dict[str, str]) -> Iterator[pl.DataFrame]:
-        """Put rows through the operations."""
-        start = 0
-        for rows in self.vault.read(described.storage_id, described.shape.slots):
-            units = described.units[start : start + rows.height]
-            start += rows.height
-            yield from execution.run(rows, units, described.operations, kept)
-
-
-def untouched(operations: Sequence[ex.Operation], columns: Sequence[str]) -> dict[str, str] | None:
-    """Return which stored column each column of a frame is, where operations make none and drop no row; else None.
-
-    Args:
-        operations: checked.
-        columns: of the dataset.
-    """
-    names = {name: name for name in columns}
-    for operation in operations:
-        if isinstance(operation, ex.Rename):
-            names = {operation.columns.get(name, name): column for name, column in names.items()}
-        elif not isinstance(operation, ex.Select | ex.Drop | ex.Slice):
-            return None
-    return names
 
 
 @contextmanager
@@ -244,6 +201,8 @@ def units_within(units: NDArray[np.int64], slots: range) -> tuple[NDArray[np.int
         units: the unit's number of each slot of the dataset; shape (slots,).
         slots: those of the frame.
     """
+    if len(slots) == len(units) > 0:
+        return units, int(units.max()) + 1  # those of a whole dataset are numbered so already
     chosen = units[slots.start : slots.stop]
     # Units are numbered without gaps, so marking them needs a byte each and no sorting of slots.
     present = np.zeros(int(chosen.max()) + 1 if len(chosen) else 0, dtype=bool)
@@ -294,18 +253,3 @@ def unknown_column(name: str, columns: tuple[str, ...]) -> MurmuraError:
         f"There is no column {name!r} in this frame; there are {listed}.",
         {"column": name, "columns": listed},
     )
-
-
-def _messages(parts: Iterator[pl.DataFrame]) -> Iterator[bytes]:
-    """Put parts together and cut them, so that messages are few and yet small, whatever the lengths of texts."""
-    waiting: list[pl.DataFrame] = []
-    held = 0
-    for part in parts:
-        waiting.append(part)
-        held += int(batches.sizes(part).sum())
-        if held >= batches.PIECE_BYTES:
-            *whole, rest = batches.cut(pl.concat(waiting))
-            yield from map(batches.stream, whole)
-            waiting, held = [rest], int(batches.sizes(rest).sum())
-    if waiting:
-        yield from map(batches.stream, batches.cut(pl.concat(waiting)))

@@ -23,6 +23,7 @@ from services.common.tokens import Principal
 from services.dataset import policies, registration
 from services.dataset.catalogue import Catalogue, holder_away, may_use
 from services.dataset.keys import HolderAway
+from services.dataset.outgoing import messages
 from services.dataset.queries import Queries
 from services.dataset.registration import Prepared
 from services.dataset.registry import OtherLineage
@@ -143,7 +144,9 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             ],
         )
 
-    async def ReadRows(self, request: pb.ReadRowsRequest, context: Any) -> AsyncIterator[pb.ReadRowsResponse]:
+    async def ReadRows(  # type: ignore[override]
+        self, request: pb.ReadRowsRequest, context: Any
+    ) -> AsyncIterator[pb.ReadRowsResponse | bytes]:
         """Stream rows to the one worker whose token names exactly this frame, while what pays for it is pending."""
         worker = current_principal()
         purpose = _purpose(worker.claims, request.frame)
@@ -151,8 +154,9 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         await self._require_pending(worker.claims, f"{purpose}reservation", described.dataset)
         key = await asyncio.to_thread(self._catalogue.checkpoint_key, described, str(worker.claims.get("job", "")))
         yield pb.ReadRowsResponse(unit_count=described.unit_count, checkpoint_key=key)
-        async for chunk in ahead(self._catalogue.read(described, request.text_column, request.completion_column)):
-            yield pb.ReadRowsResponse(arrow_ipc=chunk)
+        rows = self._catalogue.read(described, request.text_column, request.completion_column)
+        async for message in ahead(messages(rows)):
+            yield message
 
     async def QueryStatistic(self, request: pb.QueryStatisticRequest, context: Any) -> pb.QueryStatisticResponse:
         """Answer with noise, after the ledger has charged it; or say what it would cost."""

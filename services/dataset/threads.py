@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# An item that takes no longer is made on the event loop.
+_QUICK_S = 0.002
 
 
 async def whole(function: Callable[..., T], *arguments: Any) -> T:
@@ -20,17 +23,24 @@ async def whole(function: Callable[..., T], *arguments: Any) -> T:
 
 
 async def ahead(items: Generator[T], most: int = 4) -> AsyncIterator[T]:
-    """Yield what a generator makes in a thread, some items ahead of what is taken; closes it at the end.
+    """Yield what a generator makes, ahead of what is taken, and close it at the end.
+
+    What takes long is made in a thread. Where items turn out to be quick, going to a thread and back for each takes
+    longer than making it: the next one is made on the event loop while the last one is sent, for as long as they stay
+    quick. A disk that is slow for once holds up other calls for one item. The first is always made in a thread: it
+    opens things.
 
     Args:
         items: what is made.
-        most: how many are made at once; twice as many are held. Going to a thread and back for each would cost more
-            than making it.
+        most: how many slow ones are made at once; twice as many are held.
     """
-    step = asyncio.ensure_future(asyncio.to_thread(_some, items, most))
+    step = _in_thread(items, 1)
     try:
-        while made := await asyncio.shield(step):
-            step = asyncio.ensure_future(asyncio.to_thread(_some, items, most))
+        while True:
+            made, quick = await asyncio.shield(step)
+            if not made:
+                return
+            step = asyncio.ensure_future(_here(items)) if quick else _in_thread(items, most)
             for item in made:
                 yield item
     finally:
@@ -38,8 +48,19 @@ async def ahead(items: Generator[T], most: int = 4) -> AsyncIterator[T]:
         items.close()
 
 
-def _some(items: Generator[T], most: int) -> list[T]:
-    return list(itertools.islice(items, most))
+def _in_thread(items: Generator[T], most: int) -> asyncio.Future[tuple[list[T], bool]]:
+    return asyncio.ensure_future(asyncio.to_thread(_some, items, most))
+
+
+async def _here(items: Generator[T]) -> tuple[list[T], bool]:
+    return _some(items, 1)
+
+
+def _some(items: Generator[T], most: int) -> tuple[list[T], bool]:
+    """Make some items; returns them, and whether they were made quickly."""
+    start = time.perf_counter()
+    made = list(itertools.islice(items, most))
+    return made, time.perf_counter() - start < _QUICK_S * most
 
 
 async def _end(running: asyncio.Future[Any]) -> None:

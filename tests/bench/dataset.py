@@ -27,6 +27,7 @@ from rich.table import Table
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.dataset.v1 import expressions_pb2
 from services.common.memory import keep_freed
+from services.trainer.worker.rows import parts, read_call
 from tests.support.dataset_services import Pair
 
 ROWS = 30_000
@@ -83,9 +84,10 @@ class Bench:
         """Read a whole dataset as a worker does, by default one of a job of its own."""
         request = pb.ReadRowsRequest(frame=expressions_pb2.Frame(dataset=dataset.name), text_column="text")
         worker = worker or self.worker(dataset)
-        for message in self.pair.dataset.ReadRows(request, metadata=worker, timeout=600):
-            if message.arrow_ipc:
-                yield from pa.ipc.open_stream(message.arrow_ipc)
+        call = read_call(self.pair.channel("dataset"))
+        for _, rows in parts(call(request, metadata=worker, timeout=600)):
+            if rows is not None:
+                yield from rows.to_batches()
 
     def worker(self, dataset: Any) -> Any:
         """Return what a worker shows to read a dataset, with money set aside for its job."""

@@ -80,6 +80,10 @@ class Pair:
         }
         setattr(self, service, stubs[service](channel))
 
+    def channel(self, service: str) -> grpc.Channel:
+        """The channel to a service."""
+        return self._channels[service]
+
     def process(self, service: str) -> subprocess.Popen[bytes]:
         """The process of a service."""
         return self._processes[service]

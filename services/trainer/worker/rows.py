@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,15 @@ import grpc
 import numpy as np
 import pyarrow as pa
 
-from murmura.api.dataset.v1 import dataset_service_pb2, expressions_pb2
+from murmura.api.dataset.v1 import dataset_service_pb2 as pb
+from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2
+from services.common import fields
 from services.trainer.worker.wire import Token, patiently
+
+ReadRows = Callable[..., Iterator[bytes]]
+_METHOD = "/murmura.api.dataset.v1.DatasetService/ReadRows"
+_ROWS = fields.tag(pb.ReadRowsResponse, "arrow_ipc")
 
 
 class RowsUnavailable(Exception):
@@ -35,11 +42,29 @@ class Received:
     checkpoint_key: bytes = field(repr=False)
 
 
-def read_rows(stub: Any, token: Token, frame: expressions_pb2.Frame, assignment: trainer_pb2.Assignment) -> Received:
+def read_call(channel: Any) -> ReadRows:
+    """Return the call that reads rows, with its answers as they come."""
+    call: ReadRows = channel.unary_stream(_METHOD, request_serializer=pb.ReadRowsRequest.SerializeToString)
+    return call
+
+
+def parts(answers: Iterator[bytes]) -> Iterator[tuple[bytes, pa.Table | None]]:
+    """Yield what answers hold: a checkpoint key, or empty; rows, or None."""
+    for answer in answers:
+        rows, key = fields.read(_ROWS, answer), b""
+        if rows is None:
+            message = pb.ReadRowsResponse.FromString(answer)
+            rows, key = memoryview(message.arrow_ipc), message.checkpoint_key
+        yield key, pa.ipc.open_stream(rows).read_all() if rows else None
+
+
+def read_rows(
+    call: ReadRows, token: Token, frame: expressions_pb2.Frame, assignment: trainer_pb2.Assignment
+) -> Received:
     """Read all rows of a frame.
 
     Args:
-        stub: the DatasetService.
+        call: of the dataset service.
         token: of the job.
         frame: one of the two that the job token names.
         assignment: which columns.
@@ -47,7 +72,7 @@ def read_rows(stub: Any, token: Token, frame: expressions_pb2.Frame, assignment:
     Raises:
         RowsUnavailable: if the service refuses, or is away for too long.
     """
-    request = dataset_service_pb2.ReadRowsRequest(
+    request = pb.ReadRowsRequest(
         frame=frame, text_column=assignment.text_column, completion_column=assignment.completion_column
     )
 
@@ -55,16 +80,15 @@ def read_rows(stub: Any, token: Token, frame: expressions_pb2.Frame, assignment:
         units: list[np.ndarray[Any, Any]] = []
         texts: list[str] = []
         completions: list[str] = []
-        key = b""
-        for message in stub.ReadRows(request, metadata=token.metadata()):
-            key = key or message.checkpoint_key
-            if message.arrow_ipc:
-                table = pa.ipc.open_stream(message.arrow_ipc).read_all()
-                units.append(table["unit"].to_numpy())
-                texts.extend(table["text"].to_pylist())
+        checkpoint_key = b""
+        for key, rows in parts(call(request, metadata=token.metadata())):
+            checkpoint_key = checkpoint_key or key
+            if rows is not None:
+                units.append(rows["unit"].to_numpy())
+                texts.extend(rows["text"].to_pylist())
                 if assignment.completion_column:
-                    completions.extend(table["completion"].to_pylist())
-        return Received([int(unit) for part in units for unit in part], texts, completions, key)
+                    completions.extend(rows["completion"].to_pylist())
+        return Received([int(unit) for part in units for unit in part], texts, completions, checkpoint_key)
 
     try:
         return patiently(read)

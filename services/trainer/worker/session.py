@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from murmura.api.dataset.v1 import dataset_service_pb2_grpc, expressions_pb2
+from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.worker.checkpoint import binding
@@ -36,7 +36,7 @@ from services.trainer.worker.model import (
 )
 from services.trainer.worker.plain import PlainRun, PlainSettings
 from services.trainer.worker.ranks import Ranks
-from services.trainer.worker.rows import Received, RowsUnavailable, read_rows
+from services.trainer.worker.rows import Received, RowsUnavailable, read_call, read_rows
 from services.trainer.worker.saving import INTERVAL_S, Evicted, Origin, Saver, Stopped
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.text import Encoder, TextFormat, TextFormatError, encoder
@@ -90,7 +90,7 @@ class Session:
         trainer: Any = connect(trainer_endpoint, "trainer")
         dataset: Any = connect(dataset_endpoint, "dataset")
         self._trainer: Any = trainer_service_pb2_grpc.WorkerServiceStub(trainer)
-        self._dataset: Any = dataset_service_pb2_grpc.DatasetServiceStub(dataset)
+        self._read = read_call(dataset)
 
     def run(self) -> int:
         """Do the job; returns the exit code: 0 when its adapter was published, 75 when another worker is to go on.
@@ -208,7 +208,7 @@ class Session:
     def _rows(
         self, assignment: trainer_pb2.Assignment, frame: expressions_pb2.Frame, encode: Encoder
     ) -> tuple[Received, list[Row]]:
-        received = read_rows(self._dataset, self._token, frame, assignment)
+        received = read_rows(self._read, self._token, frame, assignment)
         return received, encode(received.texts, received.completions)
 
     def _upload(self, folder: Path, steps: int, measured: pb.NoisySums | None) -> None:
