@@ -25,6 +25,7 @@ from services.dataset.signatures import (
     TIMESTAMP,
     Signature,
 )
+from services.dataset.trees import Call, Column, Expression, Literal, Rejected, UnknownColumn, nodes
 
 __all__ = [
     "ALLOWED",
@@ -36,7 +37,14 @@ __all__ = [
     "STRING",
     "STRING_LIST",
     "TIMESTAMP",
+    "Call",
+    "Column",
+    "Expression",
+    "Literal",
+    "Rejected",
     "Signature",
+    "UnknownColumn",
+    "nodes",
 ]
 
 MOST_DEPTH = 60
@@ -48,58 +56,6 @@ MOST_NAME = 200
 MOST_TEXT_BYTES = 1 << 20
 # No list of texts may have more.
 MOST_PIECES = 1 << 16
-
-
-class Rejected(ValueError):
-    """An expression or operation that is not allowed.
-
-    Args:
-        operation: what was not allowed.
-        message: why, and what is.
-    """
-
-    def __init__(self, operation: str, message: str) -> None:
-        super().__init__(message)
-        self.operation = operation
-
-
-class UnknownColumn(ValueError):
-    """A column that the frame does not have.
-
-    Args:
-        column: its name.
-        columns: those there are.
-    """
-
-    def __init__(self, column: str, columns: Mapping[str, str]) -> None:
-        super().__init__(f"no column {column!r}; there are {', '.join(columns)}")
-        self.column = column
-        self.columns = tuple(columns)
-
-
-@dataclass(frozen=True)
-class Column:
-    """The value of a column."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Literal:
-    """A constant; None is null."""
-
-    value: str | int | float | bool | datetime | None
-
-
-@dataclass(frozen=True)
-class Call:
-    """An operation on arguments."""
-
-    function: str
-    arguments: tuple[Expression, ...]
-
-
-Expression = Column | Literal | Call
 
 
 def check(expression: Expression, schema: Mapping[str, str]) -> str:
@@ -199,17 +155,6 @@ def type_of(value: object) -> str:
     if isinstance(value, datetime):
         return TIMESTAMP
     return STRING if isinstance(value, str) else NULL
-
-
-def nodes(expression: Expression) -> int:
-    """Count the parts of a tree without recursion, so that a deep one is refused rather than overflows."""
-    count, waiting = 0, [expression]
-    while waiting:
-        node = waiting.pop()
-        count += 1
-        if isinstance(node, Call):
-            waiting.extend(node.arguments)
-    return count
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ NOT_FOR_PEOPLE = {
     "murmura.api.ledger.v1.LedgerService/CreateReservation",
     "murmura.api.ledger.v1.LedgerService/CommitReservation",
     "murmura.api.ledger.v1.LedgerService/ReleaseReservation",
+    "murmura.api.trainer.v1.WorkerService/ExchangeToken",
     "murmura.api.trainer.v1.WorkerService/GetAssignment",
     "murmura.api.trainer.v1.WorkerService/Heartbeat",
     "murmura.api.trainer.v1.WorkerService/SaveCheckpoint",
@@ -122,10 +123,11 @@ def test_each_builder_fits_its_method() -> None:
     from murmura.api.dataset.v1 import dataset_service_pb2 as pb
     from murmura.api.inference.v1 import inference_pb2
     from murmura.api.trainer.v1 import trainer_pb2
-    from murmura.calls import budgets, datasets, jobs, models
+    from murmura.calls import budgets, datasets, jobs, models, registration
 
     spec, options = trainer_pb2.JobSpec(), inference_pb2.SamplingOptions(seed=1)
     samples = [
+        registration.register_dataset("ana", "d", "/notes.csv", privacy_unit="p", epsilon=1.0, delta=1e-6),
         datasets.get_dataset("d"),
         datasets.list_datasets(),
         datasets.delete_dataset("d"),
@@ -154,6 +156,7 @@ def test_each_builder_fits_its_method() -> None:
         models.batch_generate("m", ["p"], options),
         models.stream_generate("m", "p", options),
         models.count_tokens("m", "t"),
+        models.allow("a", ["ben"], 0),
     ]
     assert {call.method for call in samples} == set.union(*built().values())
     for call in samples:

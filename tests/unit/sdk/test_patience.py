@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from murmura import calls, connection, errors
-from murmura.aio import _Connection
+from murmura.aio_connection import AsyncConnection
 from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc
 from murmura.api.dataset.v1 import dataset_service_pb2 as messages
 from murmura.calls import Call, datasets
@@ -69,7 +69,7 @@ async def _blocking(profile: Profile, call: Call) -> Any:
 
 
 async def _on_asyncio(profile: Profile, call: Call) -> Any:
-    made = _Connection(profile, 5.0)
+    made = AsyncConnection(profile, 5.0)
     try:
         return await made.run(call)
     finally:

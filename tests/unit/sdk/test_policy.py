@@ -10,7 +10,7 @@ import pytest
 
 from murmura import policy, policy_schema
 from murmura.api.dataset.v1 import dataset_pb2
-from murmura.client import _policy
+from murmura.calls.registration import _policy
 from murmura.errors import InvalidInput
 
 GOOD = """\

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from murmura.aio import AsyncClient
+    from murmura.calls.registration import table
     from murmura.client import Client
     from murmura.evaluation import eval
     from murmura.llm import LLM, Model
     from murmura.tracing import trace, where
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncClient", "Client", "Model", "__version__", "eval", "trace", "where"]
+__all__ = ["LLM", "AsyncClient", "Client", "Model", "__version__", "eval", "table", "trace", "where"]
 
 _PLACES = {
     "AsyncClient": "murmura.aio",
@@ -28,6 +29,7 @@ _PLACES = {
     "LLM": "murmura.llm",
     "Model": "murmura.llm",
     "eval": "murmura.evaluation",
+    "table": "murmura.calls.registration",
     "trace": "murmura.tracing",
     "where": "murmura.tracing",
 }

@@ -7,26 +7,24 @@ nothing is printed: this is for services, not for notebooks.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import grpc
-
-from murmura import errors
+from murmura.aio_connection import AsyncConnection
 from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2
 from murmura.budget import Budget
-from murmura.calls import DEADLINE_S, Call, budgets, datasets, jobs, models, qualified, stub_class
-from murmura.connection import PATIENCE_S, Patience, Profile, local_profile, remote_profile
-from murmura.errors import InvalidInput, Unreachable
+from murmura.calls import budgets, datasets, jobs, models, qualified, registration
+from murmura.connection import PATIENCE_S, local_profile, remote_profile
+from murmura.errors import InvalidInput, MurmuraError, Unreachable
 from murmura.sampler import sampling_options
 
 if TYPE_CHECKING:
-    from murmura.api.dataset.v1 import dataset_pb2
+    from murmura.api.dataset.v1 import dataset_pb2, dataset_service_pb2
     from murmura.api.inference.v1 import inference_pb2, inference_service_pb2
-    from murmura.api.ledger.v1 import ledger_pb2
+    from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
+    from murmura.stewardship_aio import AsyncStewardship
 
 
 class AsyncClient:
@@ -55,7 +53,7 @@ class AsyncClient:
         patience_s: float = PATIENCE_S,
     ) -> None:
         chosen = remote_profile(url, token, authority) if url else local_profile(role, profile)
-        self._connection = _Connection(chosen, patience_s)
+        self._connection = AsyncConnection(chosen, patience_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,16 +70,58 @@ class AsyncClient:
         """Close the connection."""
         await self._connection.close()
 
+    @property
+    def steward(self) -> AsyncStewardship:
+        """What a steward decides: policies, shares, caps."""
+        from murmura.stewardship_aio import AsyncStewardship
+
+        return AsyncStewardship(self._connection)
+
     # ------------------------------------------------------------ datasets and budgets
 
     async def datasets(self) -> list[dataset_pb2.Dataset]:
         """Return the datasets that you may use."""
-        return await self._all(datasets.list_datasets(), "datasets")
+        return await self._connection.all(datasets.list_datasets(), "datasets")
 
     async def dataset(self, name: str) -> dataset_pb2.Dataset:
         """Return what is public of a dataset."""
         found: dataset_pb2.Dataset = (await self._connection.run(datasets.get_dataset(name))).dataset
         return found
+
+    async def register(
+        self,
+        name: str,
+        source: str | Path | registration.Table,
+        *,
+        progress: Callable[[int], None] = lambda rows: None,
+        **terms: Any,
+    ) -> dataset_pb2.Dataset:
+        """Register private rows (stewards); arguments as of `Client.register`."""
+        answer: dataset_service_pb2.RegisterDatasetResponse | None = None
+        call = registration.register_dataset(self.subject, name, source, **terms)
+        async for answer in self._connection.follow(call):
+            progress(answer.rows_read)
+        if answer is None:
+            raise MurmuraError("The dataset service ended the registration without an answer; try again.")
+        return answer.dataset
+
+    async def statistic(
+        self, request: dataset_service_pb2.QueryStatisticRequest
+    ) -> dataset_service_pb2.QueryStatisticResponse:
+        """Ask for a statistic, and pay for it if the budget covers it.
+
+        Args:
+            request: the statistic; its `request_id` makes a repeated request the same, paid once.
+
+        Raises:
+            murmura.errors.BudgetExhausted: if the budget does not cover it; nothing was spent.
+        """
+        planned = await self._connection.run(datasets.query_statistic(request, validate_only=True))
+        datasets.require_affordable(planned, request)
+        answer: dataset_service_pb2.QueryStatisticResponse = await self._connection.run(
+            datasets.query_statistic(request, validate_only=False)
+        )
+        return answer
 
     async def account(self, name: str) -> ledger_pb2.Account:
         """Return what the ledger says of a budget: `accounts/…`, or a dataset's by the dataset's name."""
@@ -93,7 +133,21 @@ class AsyncClient:
         """Return a budget to look at: `accounts/…`, or a dataset's by the dataset's name."""
         return Budget(await self.account(name))
 
+    async def calibrate(
+        self, name: str, target_epsilon: float, *, sampling_probability: float, steps: int
+    ) -> ledger_service_pb2.CalibrateResponse:
+        """Return the noise that a job would take and its price; arguments as of `Client.calibrate`."""
+        account = name if name.startswith("accounts/") else (await self.dataset(name)).account
+        call = budgets.calibrate(account, target_epsilon, sampling_probability, steps)
+        answer: ledger_service_pb2.CalibrateResponse = await self._connection.run(call)
+        return answer
+
     # ------------------------------------------------------------ jobs
+
+    async def base_models(self) -> list[str]:
+        """Return the names of what can be fine-tuned."""
+        found = await self._connection.all(jobs.list_base_models(), "base_models")
+        return [str(model.name).removeprefix("baseModels/") for model in found]
 
     def spec(
         self,
@@ -159,7 +213,7 @@ class AsyncClient:
 
     async def jobs(self) -> list[trainer_pb2.TrainingJob]:
         """Return your jobs, newest first."""
-        return await self._all(jobs.list_jobs(), "training_jobs")
+        return await self._connection.all(jobs.list_jobs(), "training_jobs")
 
     async def job(self, name: str) -> trainer_pb2.TrainingJob:
         """Read a job."""
@@ -203,6 +257,24 @@ class AsyncClient:
 
     # ------------------------------------------------------------ models
 
+    async def adapters(self) -> list[inference_pb2.Adapter]:
+        """Return the adapters that you may use."""
+        return await self._connection.all(models.list_adapters(), "adapters")
+
+    async def adapter(self, name: str) -> inference_pb2.Adapter:
+        """Return what the inference service says of an adapter."""
+        found: inference_pb2.Adapter = (await self._connection.run(models.get_adapter(name))).adapter
+        return found
+
+    async def unload(self, adapter: str) -> None:
+        """Serve an adapter no more."""
+        await self._connection.run(models.unload_adapter(adapter))
+
+    async def allow(self, adapter: str, *, users: Sequence[str] = (), logprobs: int = 0) -> inference_pb2.Adapter:
+        """Say what is allowed with an adapter, in place of what was said before. For stewards."""
+        found: inference_pb2.Adapter = (await self._connection.run(models.allow(adapter, users, logprobs))).adapter
+        return found
+
     async def load(self, adapter: str) -> inference_pb2.Adapter:
         """Have an adapter verified and served."""
         loaded: inference_pb2.Adapter = (await self._connection.run(models.load_adapter(adapter))).adapter
@@ -232,56 +304,3 @@ class AsyncClient:
         async for piece in self._connection.follow(models.stream_generate(model, prompt, sampling_options(**options))):
             if piece.text:
                 yield piece.text
-
-    async def _all(self, call: Call, field: str) -> list[Any]:
-        """Return all items of a list, page by page."""
-        items: list[Any] = []
-        while True:
-            answer = await self._connection.run(call)
-            items.extend(getattr(answer, field))
-            call.request.page_token = answer.next_page_token
-            if not call.request.page_token:
-                return items
-
-
-class _Connection:
-    """Calls to the services, as one caller, waited for without a thread."""
-
-    def __init__(self, profile: Profile, patience_s: float) -> None:
-        self.profile = profile
-        self._patience_s = patience_s
-        self._channels: dict[str, grpc.aio.Channel] = {}
-
-    async def run(self, call: Call) -> Any:
-        """Make a unary call; waits for a service that is being restarted."""
-        patience = Patience(self.profile, call.service, call.request, self._patience_s)
-        while True:
-            try:
-                return await self._method(call)(
-                    call.request, timeout=call.timeout_s or DEADLINE_S, metadata=self.profile.metadata()
-                )
-            except grpc.RpcError as error:
-                pause = patience.pause(error)
-            await asyncio.sleep(pause)
-
-    async def follow(self, call: Call) -> AsyncIterator[Any]:
-        """Make a streaming call; an interruption is raised, and whoever leaves the loop cancels it."""
-        stream = self._method(call)(call.request, timeout=call.timeout_s, metadata=self.profile.metadata())
-        try:
-            async for answer in stream:
-                yield answer
-        except grpc.RpcError as error:
-            raise errors.from_rpc(error, call.service, self.profile.endpoints[call.service]) from None
-        finally:
-            stream.cancel()
-
-    async def close(self) -> None:
-        """Close the channels."""
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
-
-    def _method(self, call: Call) -> Any:
-        if call.service not in self._channels:
-            self._channels[call.service] = self.profile.channel(grpc.aio, call.service)
-        return getattr(stub_class(call.service, call.interface)(self._channels[call.service]), call.method)

@@ -7,15 +7,14 @@ ds = client.dataset("phee")
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from murmura.calls import DEADLINE_S, Call, qualified, request_id, stub_class
+from murmura.calls import DEADLINE_S, Call, request_id, stub_class
 from murmura.connection import PATIENCE_S, Connection, local_profile, remote_profile
 from murmura.dataset import RemoteDataset
-from murmura.errors import InvalidInput, MurmuraError
+from murmura.errors import MurmuraError
 
 if TYPE_CHECKING:
     from murmura.api.dataset.v1 import dataset_pb2
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
     from murmura.api.trainer.v1 import trainer_pb2
     from murmura.budget import Budget
+    from murmura.calls.registration import Table
     from murmura.stewardship import Stewardship
 
 _newest: list[Client] = []
@@ -84,7 +84,7 @@ class Client:
     def register(
         self,
         name: str,
-        source: str | Path,
+        source: str | Path | Table,
         *,
         privacy_unit: str,
         epsilon: float | None = None,
@@ -101,7 +101,8 @@ class Client:
 
         Args:
             name: the dataset becomes `datasets/<name>`.
-            source: a Parquet, CSV or JSON Lines file that the dataset service can read.
+            source: a Parquet, CSV or JSON Lines file that the dataset service can read, or a database's table:
+                `murmura.table("notes", connection="warehouse")`.
             privacy_unit: the column whose equal values make one privacy unit, for example the patient.
             epsilon: the cap: what all jobs together may reach at `delta`.
             delta: the delta of the cap.
@@ -116,29 +117,24 @@ class Client:
         Raises:
             InvalidInput: if the policy is incomplete, said twice, or a file that breaks its schema.
         """
-        from murmura.api.dataset.v1 import dataset_pb2
-        from murmura.api.dataset.v1 import dataset_service_pb2 as messages
+        from murmura.calls import registration
 
-        location = str(source) if "://" in str(source) else str(Path(source).resolve())
-        request = messages.RegisterDatasetRequest(
-            dataset_id=name.removeprefix("datasets/"),
+        call = registration.register_dataset(
+            self.subject,
+            name,
+            source,
+            privacy_unit=privacy_unit,
+            epsilon=epsilon,
+            delta=delta,
+            policy=policy,
+            unlimited_allowed=unlimited_allowed,
+            unit_noise_multiplier=unit_noise_multiplier,
+            unit_sampling_probability=unit_sampling_probability,
             display_name=display_name,
-            source=dataset_pb2.Source(file=dataset_pb2.FileSource(url=location)),
-            privacy_unit_column=privacy_unit,
-            derived_from=qualified("datasets", derived_from) if derived_from else "",
-            policy=_policy(
-                name,
-                policy,
-                epsilon=epsilon,
-                delta=delta,
-                unlimited_allowed=unlimited_allowed or None,
-                unit_noise_multiplier=unit_noise_multiplier or None,
-                unit_sampling_probability=unit_sampling_probability or None,
-            ),
+            derived_from=derived_from,
         )
-        request.request_id = self.request_id(request)
         answer = None
-        for answer in self.stub("dataset").stream("RegisterDataset", request):
+        for answer in self.follow(call):
             progress(answer.rows_read)
         if answer is None:
             raise MurmuraError("The dataset service ended the registration without an answer; try again.")
@@ -219,17 +215,10 @@ class Client:
         Returns:
             The adapter.
         """
-        from murmura.api.inference.v1 import inference_pb2
-        from murmura.api.inference.v1 import inference_service_pb2 as messages
+        from murmura.calls import models
 
-        policy = inference_pb2.AdapterPolicy(users=users, logprobs=logprobs)
-        request = messages.UpdateAdapterPolicyRequest(
-            request_id=str(uuid.uuid4()), name=qualified("adapters", adapter), policy=policy
-        )
-        answer: messages.UpdateAdapterPolicyResponse = self.stub("inference", "AdapterService").call(
-            "UpdateAdapterPolicy", request
-        )
-        return answer.adapter
+        found: inference_pb2.Adapter = self.run(models.allow(adapter, users, logprobs)).adapter
+        return found
 
     def close(self) -> None:
         """Close the connection."""
@@ -285,22 +274,3 @@ class Stub:
 def newest() -> Client:
     """Return the client made last, or a local one."""
     return _newest[0] if _newest else Client()
-
-
-def _policy(dataset: str, policy: str | Path | dataset_pb2.Policy | None, **terms: float | None) -> dataset_pb2.Policy:
-    """Return the policy that a registration asks for: that of a file or message, or one of a few terms."""
-    from murmura import policy as policies
-    from murmura.api.dataset.v1 import dataset_pb2
-
-    said = {term: value for term, value in terms.items() if value is not None}
-    if policy is None:
-        if missing := [term for term in ("epsilon", "delta") if term not in said]:
-            raise InvalidInput(f"A dataset has a cap: pass {'=…, '.join(missing)}=…, or policy='phee.policy.yaml'.")
-        return dataset_pb2.Policy(**said)  # type: ignore[arg-type]
-    if said:
-        raise InvalidInput(f"{', '.join(said)}: the policy says that already. Write it there, or leave policy out.")
-    if isinstance(policy, dataset_pb2.Policy):
-        return policy
-    found = policies.read(policy)
-    policies.for_dataset(found, dataset)
-    return found.policy

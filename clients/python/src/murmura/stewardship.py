@@ -115,6 +115,15 @@ class Stewardship:
         Raises:
             InvalidInput: if the two differ.
         """
-        if dataset != confirm:
-            raise InvalidInput(f"Nothing was erased: write the name twice, delete({dataset!r}, confirm={dataset!r}).")
+        require_confirmed(dataset, confirm)
         self._client.run(datasets.delete_dataset(dataset))
+
+
+def require_confirmed(dataset: str, confirm: str) -> None:
+    """Refuse to erase what is not named twice.
+
+    Raises:
+        InvalidInput: nothing was erased.
+    """
+    if dataset != confirm:
+        raise InvalidInput(f"Nothing was erased: write the name twice, delete({dataset!r}, confirm={dataset!r}).")

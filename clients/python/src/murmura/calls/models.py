@@ -36,6 +36,15 @@ def unload_adapter(name: str) -> Call:
     return Call("inference", "UnloadAdapter", request, "AdapterService", LOADING_S)
 
 
+def allow(adapter: str, users: Sequence[str], logprobs: int) -> Call:
+    """Say what is allowed with an adapter, in place of what was said before."""
+    policy = inference_pb2.AdapterPolicy(users=users, logprobs=logprobs)
+    request = messages.UpdateAdapterPolicyRequest(
+        request_id=str(uuid.uuid4()), name=qualified("adapters", adapter), policy=policy
+    )
+    return Call("inference", "UpdateAdapterPolicy", request, "AdapterService")
+
+
 def generate(model: str, prompt: str, options: inference_pb2.SamplingOptions) -> Call:
     """Continue a prompt."""
     return Call("inference", "Generate", messages.GenerateRequest(model=model, prompt=prompt, options=options))

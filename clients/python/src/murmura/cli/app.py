@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from murmura.cli import budget, policy
+from murmura.cli import budget, decisions, policy
+from murmura.cli.register import register
 from murmura.cli.resolve import resolve
 from murmura.cli.shared import AsJson, Role, client, print_messages
 from murmura.errors import MurmuraError
@@ -24,6 +25,10 @@ app = typer.Typer(
 )
 jobs = typer.Typer(no_args_is_help=True, help="Training jobs.")
 budget.app.command()(resolve)
+budget.app.command()(decisions.grant)
+budget.app.command()(decisions.propose_cap)
+budget.app.command()(decisions.approve_cap)
+app.command()(register)
 app.add_typer(budget.app, name="budget")
 app.add_typer(policy.app, name="policy")
 app.add_typer(jobs, name="jobs")
@@ -106,7 +111,7 @@ def datasets(as_json: AsJson = False, role: Role = "analyst") -> None:
             f"{item.name}: {item.row_count} rows of {item.unit_count} privacy units, cap ε = {item.policy.epsilon:g}"
         )
     if not found:
-        typer.echo("No dataset yet. A steward registers one: Client(role='steward').register(…).")
+        typer.echo("No dataset yet. A steward registers one: `murmura register --help`.")
 
 
 @jobs.command("list")
