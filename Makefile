@@ -13,7 +13,7 @@ export DEMO_DATA
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports protos codegen codegen-check pytest format lock \
 	demo demo-quick bench-accounting bench-ledger bench-train bench-inference \
-	bench-dataset bench-utility fuzz-expressions soak base-model up status down clean
+	bench-dataset bench-utility bench-control test-kubernetes fuzz-expressions soak base-model up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,12 @@ bench-inference: setup  ## the inference service beside the bare engine and vLLM
 
 bench-dataset: setup  ## the way of rows to a worker beside Arrow Flight, and memory for ten times the rows
 	@$(BIN)/python -m tests.bench.dataset
+
+bench-control: setup  ## from a wish to a pod and from an adapter to the end, at 1 and at 100 jobs at once
+	@$(BIN)/python -m tests.bench.control
+
+test-kubernetes: setup  ## what every launcher promises, on the cluster of $$KUBECONFIG too; see deploy/README.md
+	@MURMURA_TEST_KUBERNETES=1 $(BIN)/python -m pytest tests/integration/trainer/test_launchers.py $(PYTEST_ARGS)
 
 fuzz-expressions: setup  ## random and hostile expression trees against the checker and the engine; SECONDS=300
 	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) $(BIN)/python -m pytest tests/unit/dataset/test_expression_fuzz.py -q -s

@@ -11,6 +11,8 @@ _STEWARD = frozenset({"steward"})
 _WATCHER = frozenset({"steward", "operator"})
 _SERVICE = frozenset({"service"})
 _WORKER = frozenset({"worker"})
+# Whoever comes with the proof of another authority in the request; the method itself asks that one.
+UNPROVEN = frozenset({"unproven"})
 
 _TABLE: dict[str, dict[str, frozenset[str]]] = {
     "murmura.api.dataset.v1.DatasetService": {
@@ -55,6 +57,7 @@ _TABLE: dict[str, dict[str, frozenset[str]]] = {
         "CancelTrainingJob": _ANALYST,
     },
     "murmura.api.trainer.v1.WorkerService": {
+        "ExchangeToken": UNPROVEN,
         "GetAssignment": _WORKER,
         "Heartbeat": _WORKER,
         "SaveCheckpoint": _WORKER,

@@ -52,7 +52,8 @@ class ServiceSettings(BaseSettings):
     oidc_roles: dict[str, str] = Field({}, description="JSON: group to analyst, steward or operator")
     audit_log: Path | None = Field(None, description="file of decisions; by default audit.jsonl in the state directory")
     log_format: str = Field("json", pattern="json|console")
-    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port on this machine; 0: none")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="address at which it listens; anyone who reaches it may read")
     stop_grace_s: float = Field(10.0, ge=0)
     max_concurrent_rpcs: int = Field(512, ge=1)
 

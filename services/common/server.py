@@ -144,7 +144,7 @@ async def serve(name: str, settings: ServiceSettings, register: Register) -> int
         The exit code of the process.
     """
     configure_logging(name, settings.log_format)
-    serve_metrics(settings.metrics_port)
+    serve_metrics(settings.metrics_port, settings.metrics_host)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     lifecycle = Lifecycle()
     server = grpc.aio.server(

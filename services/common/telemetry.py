@@ -20,10 +20,10 @@ _CALLS = Counter("murmura_rpc_total", "Calls by method and status code.", ["meth
 _SECONDS = Histogram("murmura_rpc_seconds", "Duration of calls by method.", ["method"])
 
 
-def serve_metrics(port: int) -> None:
-    """Serve Prometheus metrics on a port of this machine; 0 serves none."""
+def serve_metrics(port: int, host: str = "127.0.0.1") -> None:
+    """Serve Prometheus metrics; port 0 serves none."""
     if port:
-        start_http_server(port, addr="127.0.0.1")
+        start_http_server(port, addr=host)
 
 
 class RequestIds(CallInterceptor):

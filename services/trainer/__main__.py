@@ -19,11 +19,12 @@ from services.common.tokens import load_signing_key, mint
 from services.common.upstream import Upstream
 from services.trainer.artifacts import ArtifactStore
 from services.trainer.checkpoints import Checkpoints
-from services.trainer.control import Control, Limits
-from services.trainer.local_launcher import LocalLauncher
+from services.trainer.control import Control
+from services.trainer.launching import Launching, launching
 from services.trainer.planning import Planner
 from services.trainer.service import TrainerService
 from services.trainer.store import JobStore, Record
+from services.trainer.tending import Limits
 from services.trainer.workers import WorkerService
 
 JOB_TOKEN_LIFETIME_S = 600
@@ -45,6 +46,29 @@ class TrainerSettings(ServiceSettings):
     checkpoint_seconds: float = Field(60.0, ge=0, description="between two checkpoints of a worker")
     worker_processes: int = Field(1, ge=1, le=64, description="processes of a worker, one for each GPU it may use")
     running_limit_s: float = Field(Limits.running, gt=0, description="for a job that has begun")
+    silence_limit_s: float = Field(Limits.silence, gt=0, description="for the next heartbeat of a worker")
+    launcher: str = Field(
+        "local", pattern="local|kubernetes", description="where workers run; see MURMURA_CLUSTER_* for kubernetes"
+    )
+
+
+async def _alone(where: Launching, lifecycle: Lifecycle) -> None:
+    """Wait until no other trainer is active; from then on end when that can no longer be relied on."""
+    running = asyncio.get_running_loop()
+
+    def lost() -> None:
+        running.call_soon_threadsafe(lifecycle.end, 1)
+
+    waiting = [
+        asyncio.ensure_future(asyncio.to_thread(where.acquire, lost)),
+        asyncio.ensure_future(lifecycle.ended()),
+    ]
+    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    waiting[1].cancel()
+    if waiting[0] not in done:
+        where.release()  # the wait ends too
+        await waiting[0]
+        raise SystemExit(lifecycle.exit_code)
 
 
 async def main() -> int:
@@ -89,27 +113,28 @@ async def main() -> int:
         datasets = Upstream("dataset", settings.dataset_endpoint, settings)
         for upstream in (to_ledger, datasets):
             lifecycle.resources.push_async_callback(upstream.close)
-        launcher = LocalLauncher(
-            settings.state_dir / "workers",
-            {
-                "MURMURA_TRAINER_ENDPOINT": settings.trainer_endpoint,
-                "MURMURA_DATASET_ENDPOINT": settings.worker_dataset_endpoint or settings.dataset_endpoint,
-                "MURMURA_CHECKPOINT_SECONDS": str(settings.checkpoint_seconds),
-                "MURMURA_PROCESSES": str(settings.worker_processes),
-            }
-            | settings.told_to_workers(),
-        )
+        told = {
+            "MURMURA_TRAINER_ENDPOINT": settings.trainer_endpoint,
+            "MURMURA_DATASET_ENDPOINT": settings.worker_dataset_endpoint or settings.dataset_endpoint,
+            "MURMURA_CHECKPOINT_SECONDS": str(settings.checkpoint_seconds),
+            "MURMURA_PROCESSES": str(settings.worker_processes),
+        } | settings.told_to_workers()
+        where = launching(settings.launcher, settings.state_dir / "workers", told, settings.running_limit_s)
+        lifecycle.resources.push_async_callback(asyncio.to_thread, where.release)
+        await _alone(where, lifecycle)
         artifacts = ArtifactStore(settings.artifacts, key)
         staging = settings.state_dir / "staging"
         checkpoints = Checkpoints(settings.state_dir / "checkpoints")
-        limits = Limits(waiting=settings.waiting_limit_s, running=settings.running_limit_s)
+        limits = Limits(settings.waiting_limit_s, settings.running_limit_s, settings.silence_limit_s)
         ledger = Ledger(to_ledger, Witness(settings.state_dir / "witness.json"))
-        control = Control(store, ledger, launcher, artifacts, staging, checkpoints, token, limits)
+        control = Control(store, ledger, where.launcher, artifacts, staging, checkpoints, token, limits)
         planner = Planner(datasets, ledger, settings.base_models)
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(
             TrainerService(planner, control, list(settings.base_models)), server
         )
-        trainer_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(control, planner), server)
+        trainer_service_pb2_grpc.add_WorkerServiceServicer_to_server(
+            WorkerService(control, planner, where.pods), server
+        )
         loop = asyncio.create_task(control.reconcile_forever())
 
         def ended(task: asyncio.Task[None]) -> None:

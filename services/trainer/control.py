@@ -8,10 +8,10 @@ before an adapter can be seen, settlement before a job is over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,31 +24,15 @@ from services.trainer.artifacts import ArtifactStore, Provenance
 from services.trainer.budget import Budget, is_refusal
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.jobs import TERMINAL, Job
-from services.trainer.launcher import Launcher, WorkOrder
+from services.trainer.launcher import Launcher, Unavailable
 from services.trainer.store import JobStore, Record
+from services.trainer.tending import Limits, Tending
 
-PERIOD_S = 0.5
+PERIOD_S = 1.0
 RETRY_S = 2.0
-# EX_TEMPFAIL: a worker that leaves a checkpoint and would go on elsewhere.
-EVICTED = 75
+CLEARING_PERIOD_S = 10.0
+_LIMITS = Limits()
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long the trainer waits, in seconds.
-
-    Attributes:
-        waiting: for a worker to begin.
-        running: for a job that has begun.
-        silence: for the next heartbeat; longer than a worker's own patience with a trainer that is away.
-        stopping: for a worker that was told to stop.
-    """
-
-    waiting: float = 900.0
-    running: float = 86_400.0
-    silence: float = 900.0
-    stopping: float = 120.0
 
 
 class Control:
@@ -74,47 +58,57 @@ class Control:
         staging: Path,
         checkpoints: Checkpoints,
         token: Callable[[Record], str],
-        limits: Limits = Limits(),
+        limits: Limits = _LIMITS,
     ) -> None:
         self.store = store
         self.staging = staging
         self.checkpoints = checkpoints
         self.token = token
         self.budget = Budget(ledger)
-        self._launcher = launcher
+        self.tending = Tending(launcher, token, limits)
         self._artifacts = artifacts
-        self._limits = limits
         self._locks: dict[str, asyncio.Lock] = {}
-        self._changed = asyncio.Condition()
-        self.version = 0
+        self._news: dict[str, asyncio.Event] = {}
+        self._persons = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
         self._busy: dict[str, asyncio.Task[None]] = {}
-        # Clocks of this life: a worker gets its whole time again after the trainer was away.
-        self._born = time.monotonic()
-        self._heard: dict[str, float] = {}
-        self._stopping: dict[str, float] = {}
+        self._again: set[str] = set()
 
     def lock(self, job_id: str) -> asyncio.Lock:
         """Return the lock under which a job is changed."""
         return self._locks.setdefault(job_id, asyncio.Lock())
 
     async def save(self, job: Job) -> None:
-        """Write where a job stands, and wake whoever watches."""
+        """Write where a job stands, and wake whoever watches it."""
         self.store.update(job)
-        self.version += 1
-        async with self._changed:
-            self._changed.notify_all()
+        self._tell(job)
 
-    async def changed(self, seen: int, timeout_s: float) -> None:
-        """Wait until some job has changed since version `seen`, or the time is up."""
+    def _tell(self, job: Job) -> None:
+        if (news := self._news.pop(job.job_id, None)) is not None:
+            news.set()
+
+    @contextlib.contextmanager
+    def for_a_person(self) -> Iterator[None]:
+        """Do something that a person waits for."""
+        self._persons += 1
+        self._calm.clear()
         try:
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: self.version != seen)
-        except TimeoutError:
-            return
+            yield
+        finally:
+            self._persons -= 1
+            if not self._persons:
+                self._calm.set()
 
-    def heard(self, job_id: str) -> None:
-        """Note a sign of life of a job's worker."""
-        self._heard[job_id] = time.monotonic()
+    async def after_persons(self, most_s: float) -> None:
+        """Wait until no person waits, but not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                await self._calm.wait()
+
+    def news(self, job_id: str) -> asyncio.Event:
+        """Return what is set when a job changes next. Whoever asks before reading the job misses no change."""
+        return self._news.setdefault(job_id, asyncio.Event())
 
     async def publish(self, record: Record) -> Job:
         """Charge a job whose adapter has arrived, publish the adapter, and end the job.
@@ -134,38 +128,65 @@ class Control:
         )
         staged = self.staging / job.job_id
         await asyncio.to_thread(self._artifacts.publish, staged, provenance)
-        job = jobs.published(job, time.time())
+        job = jobs.published(self.tending.counted(job), time.time())
         await self.save(job)
         self._forget(job)
         return job
 
     async def reconcile_forever(self) -> None:
-        """Bring every unfinished job one step further, for ever; no job waits for another."""
+        """Bring every unfinished job further, for ever: when its worker changes, and once in a while; none waits."""
         for left in self.staging.glob(".*"):
             shutil.rmtree(left, ignore_errors=True)
+        loop = asyncio.get_running_loop()
+
+        def changed(job_id: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and this life with it
+                loop.call_soon_threadsafe(self.attend, job_id)
+
+        await asyncio.to_thread(self.tending.launcher.start, changed)
+        clearing = asyncio.create_task(self._clear_away_forever())
         try:
             while True:
-                for record in self.store.unfinished():
-                    job_id = record.job.job_id
+                for job_id in self.store.unfinished_ids():
                     if job_id not in self._busy:
-                        self._busy[job_id] = asyncio.create_task(self._attempt(job_id))
+                        self.attend(job_id)
                 await asyncio.sleep(PERIOD_S)
         finally:
-            for task in self._busy.values():
+            for task in (clearing, *self._busy.values()):
                 task.cancel()
+            self.tending.close()
+            self.tending.launcher.close()
+
+    def attend(self, job_id: str) -> None:
+        """Bring a job one step further soon; if that is being done, once more after it."""
+        if job_id in self._busy:
+            self._again.add(job_id)
+        else:
+            self._busy[job_id] = asyncio.create_task(self._attempt(job_id))
 
     async def _attempt(self, job_id: str) -> None:
         """Bring a job one step further; what fails is tried again, and fails for this job alone."""
         try:
             await self.reconcile(job_id)
-        except MurmuraError as error:
-            _log.warning("will try again", job=job_id, reason=error.reason)
+        except (MurmuraError, Unavailable) as error:
+            _log.warning("will try again", job=job_id, reason=getattr(error, "reason", str(error)))
             await asyncio.sleep(RETRY_S)
         except Exception as error:
             unknown(error)
             await asyncio.sleep(RETRY_S)
         finally:
             del self._busy[job_id]
+            if job_id in self._again:
+                self._again.discard(job_id)
+                self.attend(job_id)
+
+    async def _clear_away_forever(self) -> None:
+        while True:
+            try:
+                await self.tending.clear_away(lambda: frozenset(self.store.unfinished_ids()))
+            except Exception as error:
+                unknown(error)
+            await asyncio.sleep(CLEARING_PERIOD_S)
 
     async def reconcile(self, job_id: str) -> None:
         """Bring a job one step further."""
@@ -180,8 +201,13 @@ class Control:
                 await self._end(job)
             elif not job.reservation:
                 await self._finish_reserving(record)
-            else:
-                await self._tend(record)
+            elif jobs.differs_in_waiting_alone(tended := await self.tending.tend(record), job):
+                self.store.note(tended)
+                self._tell(tended)
+            elif tended != job:
+                await self.save(tended)
+                if tended.ending is not None:
+                    self.attend(job_id)
 
     async def _finish_reserving(self, record: Record) -> None:
         """Reserve for a job whose creation was interrupted; its caller may come back for it."""
@@ -192,70 +218,15 @@ class Control:
                 raise
             self.store.remove(record.job.job_id)
 
-    async def _tend(self, record: Record) -> None:
-        """Look after the worker of a job whose budget is set aside."""
-        job = record.job
-        seen = self._launcher.observe(job.job_id, job.attempt)
-        if job.cancel_requested and not job.started:
-            self._launcher.stop(job.job_id, job.attempt)
-            await self.save(jobs.ending(job, "STOPPED", 0))
-        elif not seen.exists:
-            if job.begun == job.attempt:
-                await self._retry(job, evicted=False)
-                return
-            if job.cancel_requested:
-                await self.save(jobs.ending(job, "STOPPED", None))
-                return
-            order = WorkOrder(job.name, job.job_id, job.attempt, self.token(record))
-            await asyncio.to_thread(self._launcher.ensure, order)
-        elif not seen.alive:
-            await self._retry(job, evicted=seen.exit_code == EVICTED)
-        elif cause := self._overdue(job):
-            self._launcher.kill(job.job_id, job.attempt)
-            if cause == "SILENT":
-                await self._retry(job, evicted=False)
-            else:
-                await self.save(jobs.ending(job, cause, None))
-        elif time.monotonic() - self._last_heard(job) > self._limits.silence / 4:
-            # It may be waiting for us with a token that has expired.
-            self._launcher.renew(job.job_id, self.token(record))
-
-    async def _retry(self, job: Job, evicted: bool) -> None:
-        """Give a job whose worker is gone another one, or end it where it has had enough of them.
-
-        What a worker ran that went without a word, nobody can say.
-        """
-        if job.started and jobs.may_retry(job, evicted):
-            self.heard(job.job_id)
-            await self.save(jobs.retried(job, evicted, time.time()))
-        else:
-            await self.save(jobs.ending(job, "INTERNAL", None))
-
-    def _overdue(self, job: Job) -> str:
-        """Return why a living worker has to end, or nothing."""
-        now, limits = time.time(), self._limits
-        if job.begun != job.attempt:
-            return "WAITED_TOO_LONG" if now - (job.since or job.created) > limits.waiting else ""
-        if job.cancel_requested:
-            asked = self._stopping.setdefault(job.job_id, time.monotonic())
-            return "STOPPED" if time.monotonic() - asked > limits.stopping else ""
-        if now - job.started > limits.running:
-            return "RAN_TOO_LONG"
-        return "SILENT" if time.monotonic() - self._last_heard(job) > limits.silence else ""
-
-    def _last_heard(self, job: Job) -> float:
-        return self._heard.get(job.job_id, self._born)
-
     async def _end(self, job: Job) -> None:
         """Settle and end a job without an adapter."""
         await self.budget.settle(job)
-        await self.save(jobs.ended(job, time.time()))
+        await self.save(jobs.ended(self.tending.counted(job), time.time()))
         self._forget(job)
 
     def _forget(self, job: Job) -> None:
         """Clear away what a job that is over has left."""
         shutil.rmtree(self.staging / job.job_id, ignore_errors=True)
         self.checkpoints.remove(job.job_id)
-        self._launcher.collect(job.job_id)
-        for clock in (self._heard, self._stopping):
-            clock.pop(job.job_id, None)
+        self.tending.forget(job)
+        self._news.pop(job.job_id, None)

@@ -19,6 +19,8 @@ PROVISIONING, RUNNING, PUBLISHING, SUCCEEDED, FAILED, CANCELLED = [
 # How often a worker may be evicted, and how often one may die without a word, before its job is given up.
 MOST_EVICTIONS = 100
 MOST_DEATHS = 3
+# How exactly is written down for how long a machine is held, while it is.
+NODE_SECONDS_STEP = 30.0
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
 
@@ -46,11 +48,13 @@ class Ending:
         state: FAILED or CANCELLED.
         cause: a name of the failure causes, for the sentence that the analyst reads.
         attested_steps: steps that the worker attests; None where nobody can say.
+        words: of whoever runs workers, about why none could; nothing private.
     """
 
     state: str
     cause: str
     attested_steps: int | None
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class Job:
         measured: the two noisy sums of the measurement, once they have arrived.
         ending: set while a job that has failed or was cancelled waits for its reservation to be resolved.
         cancel_requested: whether someone asked to stop it.
+        waiting: what the worker of this attempt waits for; empty while it runs.
+        waiting_since: when that began, in seconds since the epoch.
+        replaced, died: of this attempt's workers, as counted so far among the evictions and deaths.
+        node_seconds: for which machines were held by earlier attempts.
+        attempt_seconds: for which they are held by this one, as last seen.
         stage: what goes on, for people.
         created: seconds since the epoch.
         started: when a worker began; 0 before.
@@ -96,6 +105,12 @@ class Job:
     measured: tuple[float, float] | None = None
     ending: Ending | None = None
     cancel_requested: bool = False
+    waiting: str = ""
+    waiting_since: float = 0.0
+    replaced: int = 0
+    died: int = 0
+    node_seconds: float = 0.0
+    attempt_seconds: float = 0.0
     stage: str = "reserving the budget"
     created: float = 0.0
     started: float = 0.0
@@ -169,7 +184,7 @@ def retried(job: Job, evicted: bool, now: float) -> Job:
     The old worker is fenced off from here on and can release nothing any more. So all that will ever be released of
     this job is one run of its mechanism, whichever attempt ends it, and it is paid for once.
     """
-    _require(job, RUNNING)
+    _require(job, PROVISIONING, RUNNING)
     if not may_retry(job, evicted):
         raise IllegalTransition(job.state)
     attempt, steps = job.attempt + 1, job.checkpoint_steps
@@ -179,8 +194,49 @@ def retried(job: Job, evicted: bool, now: float) -> Job:
         since=now,
         evictions=job.evictions + evicted,
         deaths=job.deaths + (not evicted),
+        waiting="",
+        waiting_since=0.0,
+        replaced=0,
+        died=0,
+        node_seconds=job.node_seconds + job.attempt_seconds,
+        attempt_seconds=0.0,
         stage=f"resuming from step {steps}, attempt {attempt}" if steps else f"starting again, attempt {attempt}",
     )
+
+
+def observed(job: Job, waiting: str, replaced: int, died: int, node_seconds: float, now: float) -> Job:
+    """Note how the workers of the present attempt are.
+
+    Args:
+        job: as it was.
+        waiting: what is waited for; empty where one runs.
+        replaced: how many were replaced so far, by whoever runs them.
+        died: how many of those went without a word. What they ran nobody can say.
+        node_seconds: for which machines have been held for this attempt.
+        now: seconds since the epoch.
+
+    Returns:
+        The job; the very same if only time has passed.
+    """
+    died, replaced = max(died, job.died), max(replaced, job.replaced)
+    since = (job.waiting_since or now) if waiting else 0.0
+    seen = replace(
+        job,
+        waiting=waiting,
+        waiting_since=since,
+        replaced=replaced,
+        died=died,
+        deaths=job.deaths + died - job.died,
+        evictions=job.evictions + (replaced - died) - (job.replaced - job.died),
+    )
+    if seen == job and node_seconds < job.attempt_seconds + NODE_SECONDS_STEP:
+        return job
+    return replace(seen, attempt_seconds=max(node_seconds, job.attempt_seconds))
+
+
+def differs_in_waiting_alone(job: Job, before: Job) -> bool:
+    """Say whether what a job waits for is all that has changed: nothing that would be missed after a crash."""
+    return job != before and replace(before, waiting=job.waiting, waiting_since=job.waiting_since) == job
 
 
 def progressed(job: Job, attempt: int, steps: int) -> Job:
@@ -217,7 +273,7 @@ def cancelling(job: Job) -> Job:
     return replace(job, cancel_requested=True, stage="stopping")
 
 
-def ending(job: Job, cause: str, attested_steps: int | None) -> Job:
+def ending(job: Job, cause: str, attested_steps: int | None, words: str = "") -> Job:
     """Begin to end without an adapter."""
     _require(job, PROVISIONING, RUNNING)
     if job.ending is not None:
@@ -228,7 +284,7 @@ def ending(job: Job, cause: str, attested_steps: int | None) -> Job:
     if attested_steps is not None:
         # A worker cannot take back what it, or one before it, has reported.
         attested_steps = min(max(attested_steps, job.completed_steps, job.checkpoint_steps), job.total_steps)
-    return replace(job, ending=Ending(state, cause, attested_steps), stage="settling the budget")
+    return replace(job, ending=Ending(state, cause, attested_steps, words or job.waiting), stage="settling the budget")
 
 
 def ended(job: Job, now: float) -> Job:
@@ -238,7 +294,7 @@ def ended(job: Job, now: float) -> Job:
         raise IllegalTransition(job.state)
     steps = job.ending.attested_steps
     done = job.completed_steps if steps is None else steps
-    return replace(job, state=job.ending.state, completed_steps=done, ended=now, stage="")
+    return replace(job, state=job.ending.state, completed_steps=done, ended=now, stage="", waiting="")
 
 
 def resolution(job: Job) -> Resolution:

@@ -13,11 +13,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
-from services.trainer.launcher import Observation, WorkOrder
+from services.trainer.launcher import ABSENT, Observation, WorkOrder
+
+WORKER = (sys.executable, "-m", "services.trainer.worker")
+_LOG_CHARACTERS = 100_000
+_EVICTED = 75
 
 
 class LocalLauncher:
@@ -27,13 +34,20 @@ class LocalLauncher:
         directory: keeps a folder for each job: token, process file, log.
         told: what every worker is told, besides its job. Of this process's environment it gets all but Murmura's own
             settings: where the trainer's keys and tokens lie is none of its business.
+        command: what a worker runs.
     """
 
-    def __init__(self, directory: Path, told: dict[str, str]) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, told: dict[str, str], command: Sequence[str] = WORKER) -> None:
+        self._directory, self._command = directory, list(command)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
         self._environment = inherited | told
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended: dict[str, float] = {}
+        self._changed: Callable[[str], None] = lambda job_id: None
+
+    def start(self, changed: Callable[[str], None]) -> None:
+        """Tell from now on when a worker that this process started has ended; see `Launcher.start`."""
+        self._changed = changed
 
     def ensure(self, order: WorkOrder) -> None:
         """Start a worker unless one was started for this attempt already."""
@@ -47,6 +61,7 @@ class LocalLauncher:
             "MURMURA_JOB": order.job,
             "MURMURA_ATTEMPT": str(order.attempt),
             "MURMURA_JOB_TOKEN_FILE": str(token_file),
+            "MURMURA_SUMMARY_FILE": str((folder / "summary.json").resolve()),
         }
         # One lock an attempt: a worker of an older one that has not quite died must not keep the new one away.
         alive = os.open(folder / f"alive-{order.attempt}", os.O_RDWR | os.O_CREAT, 0o600)
@@ -54,7 +69,7 @@ class LocalLauncher:
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with (folder / "worker.log").open("ab") as log:
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "services.trainer.worker"],
+                    self._command,
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -62,8 +77,10 @@ class LocalLauncher:
                     start_new_session=True,
                     pass_fds=(alive,),
                 )
+            self._ended.pop(order.job_id, None)
             self._children[order.job_id] = child
             self._name(order, psutil.Process(child.pid))
+            threading.Thread(target=self._follow, args=(order.job_id, child), daemon=True).start()
         except BlockingIOError:
             # A worker lives that no file names: the trainer died just after it had started it.
             orphan = _orphan(order, token_file)
@@ -77,39 +94,64 @@ class LocalLauncher:
         try:
             facts = json.loads((self._folder(job_id) / "process.json").read_text())
         except (FileNotFoundError, ValueError):
-            return Observation(exists=False, alive=False)
+            return ABSENT
         if facts["attempt"] != attempt:
-            return Observation(exists=False, alive=False)
+            return ABSENT
+        held = self._ended.get(job_id, time.time()) - facts["create_time"]
         child = self._children.get(job_id)
         if child is not None:
             code = child.poll()
-            return Observation(exists=True, alive=code is None, exit_code=code)
-        process = _find(facts)
-        return Observation(exists=True, alive=process is not None)
+            return Observation(True, code is None, code, evicted=code == _EVICTED, node_seconds=held)
+        return Observation(True, _find(facts) is not None, node_seconds=held)
 
     def stop(self, job_id: str, attempt: int) -> None:
         """Ask the worker to stop."""
         if (process := self._process(job_id, attempt)) is not None:
-            process.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
 
     def kill(self, job_id: str, attempt: int) -> None:
         """End a worker that does not answer."""
         if (process := self._process(job_id, attempt)) is not None:
             # The parent first, lest it sees the others die and reports their failure as its own.
-            for one in [process, *process.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = process.children(recursive=True)
+                for one in [process, *children]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
 
     def renew(self, job_id: str, token: str) -> None:
         """Replace the token file; a worker whose own token has expired reads it again."""
         _write_private(self._folder(job_id) / "token", token)
+
+    def logs(self, job_id: str, attempt: int) -> str:
+        """Return the end of what the workers of a job have printed."""
+        try:
+            return (self._folder(job_id) / "worker.log").read_text()[-_LOG_CHARACTERS:]
+        except FileNotFoundError:
+            return ""
 
     def collect(self, job_id: str) -> None:
         """Remove the token and the process file."""
         folder = self._folder(job_id)
         for path in (folder / "token", folder / "process.json", *folder.glob("alive-*")):
             path.unlink(missing_ok=True)
-        self._children.pop(job_id, None)
+        for known in (self._children, self._ended):
+            known.pop(job_id, None)
+
+    def found(self) -> frozenset[str]:
+        """Return the ids of the jobs of which a token or a process file is left."""
+        return frozenset(
+            path.parent.name for name in ("token", "process.json") for path in self._directory.glob(f"*/{name}")
+        )
+
+    def close(self) -> None:
+        """Do nothing: workers go on by themselves."""
+
+    def _follow(self, job_id: str, child: subprocess.Popen[bytes]) -> None:
+        child.wait()
+        self._ended[job_id] = time.time()
+        self._changed(job_id)
 
     def _process(self, job_id: str, attempt: int) -> psutil.Process | None:
         if not self.observe(job_id, attempt).alive:

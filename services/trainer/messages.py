@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from murmura.api.common.v1 import errors_pb2
@@ -10,7 +12,7 @@ from services.trainer import evaluation, jobs
 from services.trainer.store import Record
 
 # What an analyst reads of a failure. Fixed sentences: a worker's own words could carry a row.
-_CAUSES = {
+CAUSES = {
     "STOPPED": "The job was stopped.",
     "BASE_MODEL": "The base model could not be loaded, or has no layer that can be adapted. Choose another one.",
     "TEXT_FORMAT": "The base model's tokenizer has no chat template, or no end of text. Choose another base model, or "
@@ -19,24 +21,37 @@ _CAUSES = {
     "ROWS_UNAVAILABLE": "The dataset service did not give the rows. Try again; if it persists, ask the operator.",
     "INTERNAL": "The worker ended without saying why. Try again; the operator finds its log.",
     "WAITED_TOO_LONG": "No worker began within the waiting limit. Try again when the machine is less busy.",
+    "IMAGE_UNAVAILABLE": "The worker's image could not be pulled. Tell the operator.",
+    "REFUSED_BY_CLUSTER": "The cluster does not take the worker. Tell the operator.",
+    "EVICTED_TOO_OFTEN": "The worker was evicted too often. Try again when the cluster is less busy.",
     "RAN_TOO_LONG": "The job ran into the running limit. Choose fewer epochs, or ask the operator for a longer one.",
 }
 
 
-def job_message(record: Record) -> trainer_pb2.TrainingJob:
-    """Return a job as a message."""
+# Those of them about which whoever runs workers may have said more.
+_EXPLAINED = ("WAITED_TOO_LONG", "IMAGE_UNAVAILABLE", "REFUSED_BY_CLUSTER", "EVICTED_TOO_OFTEN")
+
+
+def job_message(record: Record, now: float | None = None) -> trainer_pb2.TrainingJob:
+    """Return a job as a message.
+
+    Args:
+        record: the job.
+        now: seconds since the epoch, for how long it has waited; by default the present.
+    """
     job = record.job
     message = trainer_pb2.TrainingJob(
         name=job.name,
         spec=record.spec,
         plan=record.plan,
         state=trainer_pb2.JobState.Value(f"JOB_STATE_{job.state}"),
-        stage=job.stage,
+        stage=_stage(job, time.time() if now is None else now),
         completed_steps=job.completed_steps,
         reservation=job.reservation,
         evaluation_reservation=job.evaluation_reservation,
         owner=job.owner,
         attempt=job.attempt,
+        node_seconds=job.node_seconds + job.attempt_seconds,
         create_time=_timestamp(job.created),
     )
     if job.started:
@@ -53,11 +68,34 @@ def job_message(record: Record) -> trainer_pb2.TrainingJob:
             errors_pb2.ItemError(
                 code=10,  # ABORTED
                 reason=errors_pb2.ERROR_REASON_JOB_STATE,
-                message=f"{_CAUSES[job.ending.cause]} {_charged(record)}",
+                message=f"{_why(job.ending)} {_charged(record)}",
                 metadata={"job": job.name, "state": job.state},
             )
         )
     return message
+
+
+def _stage(job: jobs.Job, now: float) -> str:
+    """Say what goes on; of a worker that is waited for, what for and since when."""
+    if not job.waiting or job.state in jobs.TERMINAL or job.ending is not None or job.cancel_requested:
+        return job.stage
+    what, _, more = job.waiting.partition(": ")
+    said = f"waiting for {what} since {_ago(now - job.waiting_since)}"
+    return f"{said}: {more}" if more else said
+
+
+def _ago(seconds: float) -> str:
+    """Return a time in words, coarse enough that it does not change all the time."""
+    if seconds < 60:
+        return f"{max(0, int(seconds // 10 * 10))} s"
+    return f"{int(seconds // 60)} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _why(ending: jobs.Ending) -> str:
+    said = CAUSES[ending.cause]
+    if ending.words and ending.cause in _EXPLAINED:
+        said += f" It says: {ending.words.rstrip('.')}."
+    return said
 
 
 def _evaluation(measured: tuple[float, float], plan: trainer_pb2.EvaluationPlan) -> trainer_pb2.Evaluation:

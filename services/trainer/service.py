@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -26,6 +28,8 @@ from services.trainer.store import Record
 
 _NAMESPACE = uuid.UUID("0c7e4a9b-3d15-5f26-9a8c-7b1d2e3f4a5b")
 WATCH_REFRESH_S = 15.0
+# Of many who come at once, the first should not have to wait until the last one's job is planned too.
+CREATED_AT_ONCE = 4
 
 
 class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
@@ -41,6 +45,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         self._planner = planner
         self._control = control
         self._base_models = sorted(base_models)
+        self._turns = asyncio.Semaphore(CREATED_AT_ONCE)
 
     async def ListBaseModels(self, request: pb.ListBaseModelsRequest, context: Any) -> pb.ListBaseModelsResponse:
         """List base models."""
@@ -59,31 +64,38 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         principal = current_principal()
         # The id follows from who asks and the request id: a retry meets the same job, whatever was lost.
         job_id = uuid.uuid5(_NAMESPACE, f"{principal.subject}/{uuid.UUID(request.request_id)}").hex[:16]
-        async with self._control.lock(job_id):
-            existing = self._control.store.get(job_id)
-            if existing is not None:
-                if existing.body_hash != body_hash(request):
-                    raise reused(request.request_id)
-                if existing.job.reservation or existing.job.state in TERMINAL:
-                    return pb.CreateTrainingJobResponse(training_job=job_message(existing))
-                record = existing
-            else:
-                plan = await self._planner.plan(request.spec, principal)
-                job = Job(job_id, principal.subject, plan.steps, created=time.time())
-                record = Record(job, body_hash(request), request.spec, plan)
-                if request.validate_only:
-                    answer = job_message(record)
-                    answer.name = ""
-                    return pb.CreateTrainingJobResponse(training_job=answer)
-                self._control.store.add(record)
-            try:
-                reserved = await self._control.budget.reserve(record)
-            except MurmuraError as error:
-                if is_refusal(error):
-                    self._control.store.remove(job_id)
-                    raise
-                raise _undecided() from None
-            await self._control.save(reserved)
+        with self._control.for_a_person():
+            async with self._turns, self._control.lock(job_id):
+                return await self._create(request, principal, job_id)
+
+    async def _create(
+        self, request: pb.CreateTrainingJobRequest, principal: Principal, job_id: str
+    ) -> pb.CreateTrainingJobResponse:
+        existing = self._control.store.get(job_id)
+        if existing is not None:
+            if existing.body_hash != body_hash(request):
+                raise reused(request.request_id)
+            if existing.job.reservation or existing.job.state in TERMINAL:
+                return pb.CreateTrainingJobResponse(training_job=job_message(existing))
+            record = existing
+        else:
+            plan = await self._planner.plan(request.spec, principal)
+            job = Job(job_id, principal.subject, plan.steps, created=time.time())
+            record = Record(job, body_hash(request), request.spec, plan)
+            if request.validate_only:
+                answer = job_message(record)
+                answer.name = ""
+                return pb.CreateTrainingJobResponse(training_job=answer)
+            self._control.store.add(record)
+        try:
+            reserved = await self._control.budget.reserve(record)
+        except MurmuraError as error:
+            if is_refusal(error):
+                self._control.store.remove(job_id)
+                raise
+            raise _undecided() from None
+        await self._control.save(reserved)
+        self._control.attend(job_id)
         return pb.CreateTrainingJobResponse(training_job=self._message(job_id))
 
     async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Any) -> pb.GetTrainingJobResponse:
@@ -105,15 +117,18 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
     ) -> AsyncIterator[pb.WatchTrainingJobResponse]:
         """Stream a job whenever it changes."""
         principal, sent = current_principal(), None
+        job_id = self._visible(request.name, principal).job.job_id
         while True:
-            seen = self._control.version
+            news = self._control.news(job_id)
             message = job_message(self._visible(request.name, principal))
             if message != sent:
                 yield pb.WatchTrainingJobResponse(training_job=message)
                 sent = message
             if trainer_pb2.JobState.Name(message.state).removeprefix("JOB_STATE_") in TERMINAL:
                 return
-            await self._control.changed(seen, WATCH_REFRESH_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_REFRESH_S):
+                    await news.wait()
 
     async def CancelTrainingJob(
         self, request: pb.CancelTrainingJobRequest, context: Any
@@ -129,6 +144,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
             if not record.job.cancel_requested:
                 try:
                     await self._control.save(jobs.cancelling(record.job))
+                    self._control.attend(record.job.job_id)
                 except IllegalTransition as problem:
                     raise state_error(record.job, problem) from None
         return pb.CancelTrainingJobResponse(training_job=self._message(record.job.job_id))

@@ -7,6 +7,7 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from murmura.api.trainer.v1 import trainer_pb2
 from services.trainer.jobs import TERMINAL, Ending, Job
@@ -49,7 +50,7 @@ class Record:
 
 
 class JobStore:
-    """The jobs.
+    """The jobs. Those that are not over are kept in memory besides: every call of a worker looks at one.
 
     Args:
         path: made if it does not exist.
@@ -61,10 +62,12 @@ class JobStore:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)
+        found = self._select("WHERE terminal = 0 ORDER BY number", ())
+        self._unfinished = {record.job.job_id: record for record in found}
 
     def add(self, record: Record) -> None:
         """Write a new job."""
-        self._connection.execute(
+        self._execute(
             "INSERT INTO jobs (job_id, owner, body_hash, terminal, facts, spec, plan) VALUES (?, ?, ?, 0, ?, ?, ?)",
             (
                 record.job.job_id,
@@ -75,37 +78,52 @@ class JobStore:
                 record.plan.SerializeToString(),
             ),
         )
+        self._unfinished[record.job.job_id] = record
 
     def update(self, job: Job) -> None:
         """Write where a job stands."""
-        self._connection.execute(
+        self._execute(
             "UPDATE jobs SET facts = ?, terminal = ? WHERE job_id = ?",
             (_facts(job), job.state in TERMINAL, job.job_id),
         )
+        if job.state in TERMINAL:
+            self._unfinished.pop(job.job_id, None)
+        self.note(job)
+
+    def note(self, job: Job) -> None:
+        """Remember where a job stands until it is written for another reason: what is found again after a crash."""
+        if (known := self._unfinished.get(job.job_id)) is not None:
+            self._unfinished[job.job_id] = dataclasses.replace(known, job=job)
 
     def remove(self, job_id: str) -> None:
         """Forget a job whose budget was refused: it never was one."""
-        self._connection.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+        self._execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+        self._unfinished.pop(job_id, None)
 
     def first_body(self, subject: str, request_id: str, body_hash: str) -> str:
         """Note someone's request and return the digest of the body that its id first came with."""
         key = (subject, request_id)
-        self._connection.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (*key, body_hash))
-        found = self._connection.execute("SELECT body_hash FROM requests WHERE subject = ? AND request_id = ?", key)
-        return str(found.fetchone()[0])
+        self._execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (*key, body_hash))
+        found = self._execute("SELECT body_hash FROM requests WHERE subject = ? AND request_id = ?", key)
+        return str(found[0][0])
 
     def get(self, job_id: str) -> Record | None:
         """Return a job, or None."""
+        if (known := self._unfinished.get(job_id)) is not None:
+            return known
         found = self._select("WHERE job_id = ?", (job_id,))
         return found[0] if found else None
 
-    def unfinished(self) -> list[Record]:
-        """Return the jobs that are not over, oldest first."""
-        return self._select("WHERE terminal = 0 ORDER BY number", ())
+    def unfinished_ids(self) -> list[str]:
+        """Return the ids of the jobs that are not over, oldest first."""
+        return list(self._unfinished)
 
     def newest_first(self) -> list[Record]:
         """Return all jobs."""
         return self._select("ORDER BY number DESC", ())
+
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, values).fetchall()
 
     def close(self) -> None:
         """Close the file."""
@@ -114,7 +132,7 @@ class JobStore:
     def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
         # `where` is one of this class's own clauses, never a caller's text.
         query = f"SELECT facts, body_hash, spec, plan FROM jobs {where}"  # noqa: S608
-        rows = self._connection.execute(query, values)
+        rows = self._execute(query, values)
         return [
             Record(
                 _job(facts),

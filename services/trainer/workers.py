@@ -7,7 +7,7 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,15 @@ from services.trainer.artifacts import MOST_BYTES, UnsoundAdapter, check
 from services.trainer.checkpoints import MOST_BYTES as MOST_CHECKPOINT_BYTES
 from services.trainer.control import Control
 from services.trainer.jobs import Fenced, IllegalTransition
+from services.trainer.launcher import Unavailable
 from services.trainer.messages import assignment
 from services.trainer.planning import Planner
 from services.trainer.service import state_error
 from services.trainer.store import Record
+
+MOST_QUESTIONS = 8
+MOST_PATIENCE_S = 2.0
+Pods = Callable[[str], tuple[str, int] | None]
 
 
 class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
@@ -35,11 +40,41 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
     Args:
         control: drives jobs.
         planner: knows where base models lie.
+        pods: says which job and attempt the bearer of a pod's token works on; None where workers are no pods.
     """
 
-    def __init__(self, control: Control, planner: Planner) -> None:
+    def __init__(self, control: Control, planner: Planner, pods: Pods | None = None) -> None:
         self._control = control
         self._planner = planner
+        self._pods = pods
+        # Anyone may ask, and each question is one to the cluster.
+        self._asking = asyncio.Semaphore(MOST_QUESTIONS)
+
+    async def ExchangeToken(self, request: pb.ExchangeTokenRequest, context: Any) -> pb.ExchangeTokenResponse:
+        """Give a pod the token of the job that it was made for, and of no other."""
+        if self._pods is None:
+            raise _proves_nothing()
+        # A worker that starts has time; who creates jobs waits for the answer.
+        await self._control.after_persons(MOST_PATIENCE_S)
+        try:
+            async with self._asking:
+                found = await asyncio.to_thread(self._pods, request.pod_token)
+        except Unavailable:
+            raise MurmuraError(
+                grpc.StatusCode.UNAVAILABLE,
+                "DEPENDENCY_UNAVAILABLE",
+                "The cluster does not say whose this token is. Try again.",
+                {"service": "kubernetes"},
+                retry_after_s=2,
+            ) from None
+        record = self._control.store.get(_job_id(request.job))
+        if found is None or record is None or found[0] != record.job.job_id:
+            raise _proves_nothing()
+        if found[1] != record.job.attempt:
+            raise _fenced(record)
+        if record.job.state in jobs.TERMINAL:
+            raise state_error(record.job, IllegalTransition(record.job.state))
+        return pb.ExchangeTokenResponse(job_token=self._control.token(record))
 
     async def GetAssignment(self, request: pb.GetAssignmentRequest, context: Any) -> pb.GetAssignmentResponse:
         """Say what to run. From here on the job counts as started."""
@@ -48,7 +83,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
             attempt = int(current_principal().claims.get("attempt", 0))
             job = self._allowed(record, lambda: jobs.begun(record.job, attempt, time.time()))
             await self._control.save(job)
-            self._control.heard(job.job_id)
+            self._control.tending.heard(job.job_id)
         location = self._planner.location(record.spec.base_model)
         return pb.GetAssignmentResponse(assignment=assignment(record, location))
 
@@ -60,7 +95,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
                 record,
                 lambda: jobs.progressed(record.job, request.attempt, request.completed_steps),
             )
-            self._control.heard(job.job_id)
+            self._control.tending.heard(job.job_id)
             if job != record.job:
                 await self._control.save(job)
         stop = job.cancel_requested or job.ending is not None
@@ -235,6 +270,14 @@ def _keep(incoming: Path, staged: Path) -> None:
         sync(path)
     incoming.rename(staged)
     sync(staged.parent)
+
+
+def _proves_nothing() -> MurmuraError:
+    return MurmuraError(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "TOKEN_INVALID",
+        "This token proves no worker of this job. It must be of the worker's own pod, made for the trainer.",
+    )
 
 
 def _fenced(record: Record) -> MurmuraError:

@@ -30,7 +30,15 @@ READS = (
     "Heartbeat",
     "LoadCheckpoint",
 )
-FREE = ("Generate", "StreamGenerate", "BatchGenerate", "UploadAdapter", "SaveCheckpoint", "ReportFailure")
+FREE = (
+    "ExchangeToken",
+    "Generate",
+    "StreamGenerate",
+    "BatchGenerate",
+    "UploadAdapter",
+    "SaveCheckpoint",
+    "ReportFailure",
+)
 
 
 def modules():

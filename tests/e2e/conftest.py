@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from murmura.local import deployment
 from murmura.local.layout import Layout
-
-INTEGRATION = Path(__file__).parents[1] / "integration" / "conftest.py"
-
-
-def _borrow(name: str) -> Any:
-    """Return a fixture of the integration tests."""
-    found = importlib.util.spec_from_file_location("murmura_integration_conftest", INTEGRATION)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return getattr(module, name)
+from tests.support import deployment as support
 
 
-tiny_base_model = _borrow("tiny_base_model")
+@pytest.fixture(scope="session")
+def tiny_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of a few thousand weights, with a tokenizer of bytes."""
+    return support.tiny_base_model(tmp_path_factory.mktemp("tiny-base-model"))
 
 
 @pytest.fixture

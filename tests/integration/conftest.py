@@ -1,276 +1,26 @@
 """A real deployment for integration tests: every service a process of its own, a tiny random base model, real keys.
 
 `cluster` lives as long as a module and its tests share it; each registers rows of its own, and with them gets a ledger
-account of its own. Services keep their ports, so that a test may kill one and start it again.
+account of its own.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
-import psutil
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from murmura.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
-from murmura.api.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
-from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
-from murmura.local.identity import Identity
-from services.common.tokens import load_signing_key, mint
-
-BASE_MODEL = "tiny"
-PATIENCE_S = 120.0
-_STUBS: dict[str, Any] = {
-    "ledger": ledger_service_pb2_grpc.LedgerServiceStub,
-    "dataset": dataset_service_pb2_grpc.DatasetServiceStub,
-    "trainer": trainer_service_pb2_grpc.TrainerServiceStub,
-}
-
-
-class Cluster:
-    """Ledger, dataset service and trainer as real processes.
-
-    Attributes:
-        ledger, dataset, trainer: stubs; calls carry a token through `metadata=cluster.who(...)`.
-        artifacts: the artifact store.
-    """
-
-    def __init__(self, directory: Path, base_models: dict[str, str]) -> None:
-        self.directory = directory
-        self.artifacts = directory / "artifacts"
-        self._identity = Identity(directory)
-        self._base_models = base_models
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._channels: list[grpc.Channel] = []
-        self.endpoints = {service: f"127.0.0.1:{_free_port()}" for service in _STUBS}
-        for service in _STUBS:
-            self._identity.mint(f"service:{service}", "service")
-        for service, stub in _STUBS.items():
-            channel = self.connect(service)
-            self._channels.append(channel)
-            setattr(self, service, stub(channel))
-
-    ledger: Any
-    dataset: Any
-    trainer: Any
-
-    # ------------------------------------------------------------------ services
-
-    def connect(self, service: str) -> grpc.Channel:
-        """Open a channel to a service, as a person does."""
-        # A service that was killed is back in moments; a test should not wait out gRPC's patience.
-        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
-        return grpc.insecure_channel(self.endpoints[service], options=options)
-
-    def settings(self, service: str) -> dict[str, str]:
-        """What a service is told, without the prefix of its variables."""
-        settings = {
-            "LISTEN": self.endpoints[service],
-            "STATE_DIR": str(self.state(service)),
-            "TRUSTED_KEYS": str(self._identity.trusted_keys),
-            "SERVICE_TOKEN_FILE": str(self._identity.token_file(f"service:{service}")),
-            "BASE_MODELS": json.dumps(self._base_models),
-            "ARTIFACTS": str(self.artifacts),
-            **{f"{name.upper()}_ENDPOINT": endpoint for name, endpoint in self.endpoints.items()},
-        }
-        if service == "trainer":
-            settings["SIGNING_KEY_FILE"] = str(self._identity.trainer_key)
-        return settings
-
-    def start(self, service: str) -> None:
-        """Start a service and wait until it serves."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
-        environment = inherited | {f"MURMURA_{name}": value for name, value in self.settings(service).items()}
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        with self.log(service).open("ab") as log:
-            self._processes[service] = subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.wait(lambda: self._serves(service), f"{service} serves")
-
-    def kill(self, service: str) -> None:
-        """End a service as a power cut would."""
-        self._processes[service].kill()
-        self._processes[service].wait()
-
-    def stop(self) -> None:
-        """End everything: services, and workers that outlived them."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self._processes.values():
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        for worker in self.workers():
-            worker.kill()
-        for channel in self._channels:
-            channel.close()
-
-    def state(self, service: str) -> Path:
-        """The state directory of a service."""
-        return self.directory / "services" / service
-
-    def log(self, service: str) -> Path:
-        """The log of a service."""
-        return self.directory / f"{service}.log"
-
-    def logs(self) -> str:
-        """All that services and workers have logged."""
-        files = [*self.directory.glob("*.log"), *self.state("trainer").rglob("*.log")]
-        return "\n".join(path.read_text(errors="replace") for path in files)
-
-    def workers(self, job: str = "") -> list[psutil.Process]:
-        """The worker processes of this cluster that live, of one job or of all."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                environment = process.environ()
-                ours = environment.get("MURMURA_JOB_TOKEN_FILE", "").startswith(str(self.directory))
-                if ours and environment.get("MURMURA_JOB", "").startswith(job):
-                    if process.status() != psutil.STATUS_ZOMBIE:
-                        found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    # ------------------------------------------------------------------ people
-
-    def who(self, role: str = "analyst", subject: str = "") -> tuple[tuple[str, str], ...]:
-        """Return call metadata with a fresh token of a person."""
-        key = load_signing_key(self.directory / "keys" / "deployment.pem")
-        token = mint(key, "deployment", subject or f"{role}@local", [role], 3600)
-        return (("authorization", f"Bearer {token}"),)
-
-    # ------------------------------------------------------------------ what most tests do
-
-    def register(self, rows: list[dict[str, Any]], epsilon: float = 10.0, unlimited_allowed: bool = True) -> Any:
-        """Register rows (columns `patient`, `text`) as a new dataset and return it."""
-        dataset_id = f"notes-{uuid.uuid4().hex[:8]}"
-        path = self.directory / f"{dataset_id}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        request = dataset_service_pb2.RegisterDatasetRequest(
-            request_id=str(uuid.uuid4()), dataset_id=dataset_id, privacy_unit_column="patient"
-        )
-        request.source.file.url = str(path)
-        request.policy.epsilon, request.policy.delta = epsilon, 1e-3
-        request.policy.unlimited_allowed = unlimited_allowed
-        answers = list(self.dataset.RegisterDataset(request, metadata=self.who("steward"), timeout=60))
-        return answers[-1].dataset
-
-    def spec(self, dataset: Any, epsilon: float | None = 4.0, **settings: Any) -> trainer_pb2.JobSpec:
-        """Return the spec of a job over all rows of a dataset; without an epsilon it is unlimited."""
-        spec = trainer_pb2.JobSpec(base_model=f"baseModels/{BASE_MODEL}")
-        spec.frame.dataset = dataset.name
-        if epsilon is None:
-            spec.unlimited = True
-        else:
-            spec.target_epsilon = epsilon
-        chosen = {"lora_rank": 2, "max_length": 16, "batch_size": 10} | settings
-        spec.settings.CopyFrom(trainer_pb2.Settings(**chosen))
-        return spec
-
-    def create(self, spec: trainer_pb2.JobSpec, request_id: str = "", **call: Any) -> Any:
-        """Create a job and return it."""
-        request = trainer_service_pb2.CreateTrainingJobRequest(request_id=request_id or str(uuid.uuid4()), spec=spec)
-        call.setdefault("metadata", self.who())
-        return self.trainer.CreateTrainingJob(request, timeout=120, **call).training_job
-
-    def job(self, name: str) -> Any:
-        """Read a job."""
-        request = trainer_service_pb2.GetTrainingJobRequest(name=name)
-        return self.trainer.GetTrainingJob(request, timeout=20, metadata=self.who()).training_job
-
-    def ended(self, name: str) -> Any:
-        """Wait until a job is over and return it."""
-        over = (
-            trainer_pb2.JOB_STATE_SUCCEEDED,
-            trainer_pb2.JOB_STATE_FAILED,
-            trainer_pb2.JOB_STATE_CANCELLED,
-        )
-        self.wait(lambda: self.job(name).state in over, f"{name} ends")
-        return self.job(name)
-
-    def reservation(self, name: str) -> Any:
-        """Read a reservation."""
-        request = ledger_service_pb2.GetReservationRequest(name=name)
-        return self.ledger.GetReservation(request, timeout=20, metadata=self.who()).reservation
-
-    def account(self, name: str) -> Any:
-        """Read an account."""
-        request = ledger_service_pb2.GetAccountRequest(name=name)
-        return self.ledger.GetAccount(request, timeout=20, metadata=self.who()).account
-
-    def wait(self, condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> None:
-        """Wait until something holds; a service that is away counts as not yet."""
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                if condition():
-                    return
-            except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:  # type: ignore[attr-defined]
-                    raise
-            if time.monotonic() > deadline:
-                pytest.fail(f"not within {patience_s:.0f} s: {what}\n{self.logs()[-4000:]}")
-            time.sleep(0.1)
-
-    def _serves(self, service: str) -> bool:
-        if self._processes[service].poll() is not None:
-            pytest.fail(f"{service} ended while starting\n{self.log(service).read_text()[-4000:]}")
-        with self.connect(service) as channel:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+from tests.support import deployment
+from tests.support.deployment import BASE_MODEL, STUBS, Cluster
 
 
 @pytest.fixture(scope="session")
 def tiny_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of a few thousand weights, with a tokenizer of bytes."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<|end|>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    place = tmp_path_factory.mktemp("tiny-base-model")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>").save_pretrained(
-        str(place)
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(str(place))
-    return place
+    return deployment.tiny_base_model(tmp_path_factory.mktemp("tiny-base-model"))
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path) -> 
     directory = tmp_path_factory.mktemp("cluster").resolve()
     made = Cluster(directory, {BASE_MODEL: str(tiny_base_model)})
     try:
-        for service in _STUBS:
+        for service in STUBS:
             made.start(service)
         yield made
     finally:
@@ -294,9 +44,3 @@ def notes() -> list[dict[str, Any]]:
     return [
         {"patient": f"p{unit:02d}", "text": f"xylophone {salt} {unit} {row}"} for unit in range(40) for row in range(2)
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -63,6 +63,7 @@ TrainerService/GetTrainingJob           token  token   gone    gone    gone     
 TrainerService/ListTrainingJobs         token  token   ok      ok      ok       role    role      role
 TrainerService/WatchTrainingJob         token  token   gone    gone    gone     role    role      role
 TrainerService/CancelTrainingJob        token  token   gone    gone    role     role    role      role
+WorkerService/ExchangeToken             token  token   token   token   token    token   token     token
 WorkerService/GetAssignment             token  token   role    role    role     role    role      gone
 WorkerService/Heartbeat                 token  token   role    role    role     role    role      gone
 WorkerService/SaveCheckpoint            token  token   role    role    role     role    role      gone
@@ -112,6 +113,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "TrainerService/GetTrainingJob": {"name": "trainingJobs/none"},
     "TrainerService/WatchTrainingJob": {"name": "trainingJobs/none"},
     "TrainerService/CancelTrainingJob": {"request_id": ID, "name": "trainingJobs/none"},
+    "WorkerService/ExchangeToken": {"job": "JOB", "pod_token": "a"},
     "WorkerService/GetAssignment": {"job": "JOB"},
     "WorkerService/Heartbeat": {"job": "JOB", "attempt": 1},
     "WorkerService/SaveCheckpoint": {"job": "JOB", "attempt": 1},

@@ -19,8 +19,8 @@ import pytest
 from murmura import errors
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2
 from murmura.client import Client
-from tests.integration.conftest import BASE_MODEL, Cluster
 from tests.support.certificates import Authority
+from tests.support.deployment import BASE_MODEL, Cluster
 from tests.support.identity_provider import Provider
 
 ROLES = {"doctors": "analyst", "data office": "steward"}

@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TextIO
 
+POD_TOKEN = "MURMURA_POD_TOKEN_FILE"  # noqa: S105 - a variable's name
 _OURS = Path(__file__).parents[2]
 
 
@@ -34,13 +35,13 @@ def main() -> int:
         from services.trainer.worker.ranks import Ranks
         from services.trainer.worker.saving import INTERVAL_S
         from services.trainer.worker.session import Session
-        from services.trainer.worker.wire import Token
 
         keep_freed()
         session = Session(
             os.environ["MURMURA_JOB"],
             int(os.environ["MURMURA_ATTEMPT"]),
-            Token.read(Path(os.environ["MURMURA_JOB_TOKEN_FILE"])),
+            Path(os.environ[POD_TOKEN if POD_TOKEN in os.environ else "MURMURA_JOB_TOKEN_FILE"]),
+            POD_TOKEN in os.environ,
             os.environ["MURMURA_TRAINER_ENDPOINT"],
             os.environ["MURMURA_DATASET_ENDPOINT"],
             float(os.environ.get("MURMURA_CHECKPOINT_SECONDS", INTERVAL_S)),

@@ -42,7 +42,7 @@ class Heartbeat:
         self._job = job
         self._attempt = attempt
         self._interval = report_interval(steps)
-        self._reported = 0
+        self.reported_steps = 0
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -60,7 +60,7 @@ class Heartbeat:
         """Note a finished step; returns whether the job was told to stop."""
         self.completed_steps = completed
         if completed % self._interval == 0:
-            self._reported = completed
+            self.reported_steps = completed
         return self._stop.is_set()
 
     def should_stop(self) -> bool:
@@ -73,7 +73,7 @@ class Heartbeat:
             self._once()
 
     def _once(self) -> None:
-        request = pb.HeartbeatRequest(job=self._job, attempt=self._attempt, completed_steps=self._reported)
+        request = pb.HeartbeatRequest(job=self._job, attempt=self._attempt, completed_steps=self.reported_steps)
         try:
             answer = self._stub.Heartbeat(request, timeout=10, metadata=self._token.metadata())
         except grpc.RpcError as error:

@@ -39,6 +39,7 @@ from services.trainer.worker.ranks import Ranks
 from services.trainer.worker.rows import Received, RowsUnavailable, read_call, read_rows
 from services.trainer.worker.saving import INTERVAL_S, Evicted, Origin, Saver, Stopped
 from services.trainer.worker.streams import RunKey
+from services.trainer.worker.summary import Summary
 from services.trainer.worker.text import Encoder, TextFormat, TextFormatError, encoder
 from services.trainer.worker.wire import Token, connect, patiently
 
@@ -63,7 +64,8 @@ class Session:
     Args:
         job: `trainingJobs/<id>`.
         attempt: of this worker.
-        token: its job token.
+        token_file: the job token, as the launcher leaves it; or the pod's own, to be exchanged for it.
+        is_pods: whether it is the pod's.
         trainer_endpoint: `host:port`.
         dataset_endpoint: `host:port`.
         checkpoint_interval_s: see `saving.Saver`.
@@ -74,7 +76,8 @@ class Session:
         self,
         job: str,
         attempt: int,
-        token: Token,
+        token_file: Path,
+        is_pods: bool,
         trainer_endpoint: str,
         dataset_endpoint: str,
         checkpoint_interval_s: float = INTERVAL_S,
@@ -85,15 +88,24 @@ class Session:
         self._checkpoint_interval_s = checkpoint_interval_s
         self._ranks = ranks or Ranks()
         self._evicted = threading.Event()
-        self._token = token
+        self._summary = Summary()
         # The generated types describe the asynchronous stubs; these channels are synchronous.
         trainer: Any = connect(trainer_endpoint, "trainer")
         dataset: Any = connect(dataset_endpoint, "dataset")
         self._trainer: Any = trainer_service_pb2_grpc.WorkerServiceStub(trainer)
         self._read = read_call(dataset)
+        self._token = Token.exchanged(token_file, job, self._trainer) if is_pods else Token.read(token_file)
 
     def run(self) -> int:
-        """Do the job; returns the exit code: 0 when its adapter was published, 75 when another worker is to go on.
+        """Do the job, and leave a summary; returns the exit code, as `Summary` has it."""
+        try:
+            self._summary.exit_code = self._run()
+            return self._summary.exit_code
+        finally:
+            self._summary.leave()
+
+    def _run(self) -> int:
+        """Do the job.
 
         A failure is reported as one of a few fixed causes: an exception's own words could quote a row. What all ranks
         run into alike, the first one reports; the others leave in silence, lest it is ended before it has.
@@ -111,9 +123,13 @@ class Session:
                     measured = self._train(assignment, beats, Path(folder))
                     if first:
                         self._upload(Path(folder), steps, measured)
+                self._summary.reported_steps = steps
                 return 0
             except Evicted:
-                return EVICTED if first else 0
+                if beats is None:
+                    return 0
+                self._summary.reported_steps = beats.reported_steps
+                return EVICTED
             except Stopped:
                 cause = pb.FAILURE_CAUSE_STOPPED
             except (BaseModelError, UnsupportedModelError):
@@ -128,13 +144,13 @@ class Session:
                 # The step that broke off has touched rows as well.
                 attested = min(beats.completed_steps + 1, steps)
                 if is_out_of_memory(error):
-                    self._give_up(pb.FAILURE_CAUSE_OUT_OF_MEMORY, attested)
+                    self._give_up(pb.FAILURE_CAUSE_OUT_OF_MEMORY, attested, beats.reported_steps)
                     return FAILED
-                self._give_up(cause, attested)
+                self._give_up(cause, attested, beats.reported_steps)
                 raise
             if beats is None:
                 return 0
-            self._give_up(cause, beats.completed_steps)
+            self._give_up(cause, beats.completed_steps, beats.reported_steps)
         return FAILED
 
     def _train(self, assignment: trainer_pb2.Assignment, beats: Heartbeat | None, out: Path) -> pb.NoisySums | None:
@@ -229,7 +245,9 @@ class Session:
                     yield pb.UploadAdapterRequest(file_name=name, data=data)
                     name = ""
 
-    def _give_up(self, cause: Any, steps: int) -> None:
+    def _give_up(self, cause: Any, steps: int, reported: int) -> None:
+        self._summary.cause = pb.FailureCause.Name(cause).removeprefix("FAILURE_CAUSE_")
+        self._summary.reported_steps = reported
         request = pb.ReportFailureRequest(job=self._job, attempt=self._attempt, attested_steps=steps, cause=cause)
         patiently(lambda: self._trainer.ReportFailure(request, timeout=CALL_TIMEOUT_S, metadata=self._token.metadata()))
 

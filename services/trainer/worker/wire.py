@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 
 import grpc
 
+from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.common.tls import worker_channel
 from services.common.upstream import MESSAGE_LIMIT
 
 PATIENCE_S = 600.0
 _WAIT_S = 1.0
+_EXCHANGE_TIMEOUT_S = 30.0
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
@@ -38,21 +40,43 @@ class Token:
 
     Attributes:
         text: the newest one.
-        path: where the launcher leaves one.
+        source: gets another one.
     """
 
     text: str
-    path: Path
+    source: Callable[[], str]
 
     @classmethod
     def read(cls, path: Path) -> Token:
-        """Read the token that the launcher left."""
-        return cls(path.read_text().strip(), path)
+        """Read the token that the launcher left, and will leave again."""
+        return cls.of(lambda: path.read_text().strip())
+
+    @classmethod
+    def exchanged(cls, path: Path, job: str, trainer: Any) -> Token:
+        """Exchange a pod's own token for one of the job.
+
+        Args:
+            path: where the cluster leaves the pod's, and a new one before that expires.
+            job: `trainingJobs/<id>`.
+            trainer: the WorkerService.
+        """
+
+        def exchange() -> str:
+            request = pb.ExchangeTokenRequest(job=job, pod_token=path.read_text().strip())
+            answer = patiently(lambda: trainer.ExchangeToken(request, timeout=_EXCHANGE_TIMEOUT_S))
+            return str(answer.job_token)
+
+        return cls.of(exchange)
+
+    @classmethod
+    def of(cls, source: Callable[[], str]) -> Token:
+        """Return the first token of a source."""
+        return cls(source(), source)
 
     def read_again(self) -> None:
-        """Take what the launcher has left, if it is still there."""
-        with contextlib.suppress(OSError):
-            self.text = self.path.read_text().strip()
+        """Take another one, if there is one."""
+        with contextlib.suppress(OSError, grpc.RpcError):
+            self.text = self.source()
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return what proves who calls."""

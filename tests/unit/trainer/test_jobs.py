@@ -158,3 +158,59 @@ def test_another_attempts_worker_is_fenced_off(attempt: int) -> None:
 def test_a_job_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         fresh().state = jobs.SUCCEEDED  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------- workers that somebody else replaces
+
+
+def at_work() -> Job:
+    return jobs.begun(jobs.reserved(Job("j", "a", 100), "r"), 1, 5.0)
+
+
+def test_waiting_has_a_beginning_and_an_end() -> None:
+    job = jobs.observed(at_work(), "a GPU node", 0, 0, 0.0, 10.0)
+    assert (job.waiting, job.waiting_since) == ("a GPU node", 10.0)
+    job = jobs.observed(job, "its container", 0, 0, 1.0, 20.0)
+    assert (job.waiting, job.waiting_since) == ("its container", 10.0)
+    job = jobs.observed(job, "", 0, 0, 2.0, 30.0)
+    assert (job.waiting, job.waiting_since) == ("", 0.0)
+
+
+def test_what_is_seen_twice_counts_once() -> None:
+    job = at_work()
+    for _ in range(3):
+        job = jobs.observed(job, "", 2, 1, 0.0, 10.0)
+    assert (job.evictions, job.deaths) == (1, 1)
+    # A launcher that has forgotten some of it takes nothing back.
+    assert jobs.observed(job, "", 0, 0, 0.0, 10.0) == job
+    job = jobs.observed(job, "", 3, 1, 0.0, 10.0)
+    assert (job.evictions, job.deaths) == (2, 1)
+
+
+def test_attempts_add_up() -> None:
+    job = jobs.observed(at_work(), "", 1, 1, 50.0, 10.0)
+    job = jobs.retried(job, evicted=True, now=20.0)
+    assert (job.evictions, job.deaths, job.replaced, job.died) == (1, 1, 0, 0)
+    job = jobs.observed(job, "", 1, 0, 40.0, 30.0)
+    assert (job.evictions, job.deaths) == (2, 1)
+    assert job.node_seconds + job.attempt_seconds == 90.0
+
+
+def test_a_worker_that_died_and_was_replaced_leaves_nothing_to_give_back() -> None:
+    """Its successor attests its own steps; what the dead one ran beyond the checkpoint is anybody's guess."""
+    calm, sad = (jobs.observed(at_work(), "", 1, died, 0.0, 10.0) for died in (0, 1))
+    ended = [jobs.resolution(jobs.ending(jobs.cancelling(job), "STOPPED", 10)) for job in (calm, sad)]
+    assert [one.attested_steps for one in ended] == [10, None]
+
+
+def test_time_alone_is_not_written_down_all_the_time() -> None:
+    job = jobs.observed(at_work(), "", 0, 0, 100.0, 10.0)
+    assert jobs.observed(job, "", 0, 0, 100.0 + jobs.NODE_SECONDS_STEP / 2, 11.0) is job
+    assert jobs.observed(job, "", 0, 0, 100.0 + jobs.NODE_SECONDS_STEP, 12.0).attempt_seconds > 100.0
+
+
+def test_only_what_is_found_again_need_not_be_written() -> None:
+    job = at_work()
+    assert jobs.differs_in_waiting_alone(jobs.observed(job, "its pod", 0, 0, 0.0, 9.0), job)
+    assert not jobs.differs_in_waiting_alone(job, job)
+    assert not jobs.differs_in_waiting_alone(jobs.observed(job, "its pod", 1, 1, 0.0, 9.0), job)

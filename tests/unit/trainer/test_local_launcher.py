@@ -109,6 +109,7 @@ def test_a_worker_learns_nothing_of_the_trainers_own(place: Path, monkeypatch: p
         "MURMURA_JOB",
         "MURMURA_ATTEMPT",
         "MURMURA_JOB_TOKEN_FILE",
+        "MURMURA_SUMMARY_FILE",
         "MURMURA_TRAINER_ENDPOINT",
         "MURMURA_DATASET_ENDPOINT",
     }

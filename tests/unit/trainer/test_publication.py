@@ -93,6 +93,18 @@ class Workers:
     def collect(self, job_id: str) -> None:
         self.calls.append("collect")
 
+    def start(self, changed: Callable[[str], None]) -> None:
+        self.changed = changed
+
+    def logs(self, job_id: str, attempt: int) -> str:
+        return ""
+
+    def found(self) -> frozenset[str]:
+        return frozenset()
+
+    def close(self) -> None:
+        self.calls.append("close")
+
 
 def record(job: jobs.Job) -> Record:
     plan = trainer_pb2.Plan(steps=20, account="accounts/a", unit_count=40)
@@ -164,7 +176,7 @@ def _artifact_after(world: World, control: Control) -> None:
 
 
 def _succeeded_after(world: World, control: Control) -> None:
-    world.workers.collect = lambda job_id: crash()  # type: ignore[method-assign]
+    control.checkpoints.remove = lambda job_id: crash()  # type: ignore[method-assign]
 
 
 PUBLICATION = [
@@ -325,7 +337,7 @@ async def test_a_worker_that_falls_silent_is_killed_and_followed_by_another(tmp_
     world = World(tmp_path)
     control = world.life()
     control.store.add(record(_now(world.running())))
-    control._born -= control._limits.silence + 1
+    control.tending.born -= control.tending.limits.silence + 1
     await control.reconcile("job")
     found = control.store.get("job")
     assert found is not None and (found.job.state, found.job.attempt) == (jobs.RUNNING, 2)
@@ -349,7 +361,7 @@ async def test_the_last_worker_that_goes_without_a_word_costs_the_plan(
     world = World(tmp_path)
     control = world.life()
     control.store.add(record(dataclasses.replace(_now(world.running()), checkpoint_steps=4, **before)))
-    world.workers.seen = Observation(exists=True, alive=False, exit_code=exit_code)
+    world.workers.seen = Observation(exists=True, alive=False, exit_code=exit_code, evicted=exit_code == 75)
     (tmp_path / "checkpoints" / "job.sealed").write_bytes(b"sealed")
     for _ in range(2):
         await control.reconcile("job")
@@ -371,7 +383,7 @@ async def test_a_job_that_fails_unforeseen_does_not_stop_the_others(tmp_path: Pa
     def token(_: Record) -> str:
         raise ValueError("something that nobody foresaw")
 
-    control.token = token
+    control.tending._token = token
     loop = asyncio.create_task(control.reconcile_forever())
     try:
         async with asyncio.timeout(10):
@@ -386,7 +398,9 @@ async def test_a_watcher_misses_no_change(tmp_path: Path) -> None:
     """A change that comes between looking and waiting ends the wait at once."""
     control = World(tmp_path).life()
     control.store.add(record(jobs.Job("job", "a", 20)))
-    seen = control.version
+    news, other = control.news("job"), control.news("other")
     await control.save(jobs.reserved(jobs.Job("job", "a", 20), RESERVATION))
     async with asyncio.timeout(1):
-        await control.changed(seen, 60)
+        await news.wait()
+    assert not control.news("job").is_set()
+    assert not other.is_set()

@@ -515,6 +515,7 @@ class TrainingJob(_message.Message):
     STATEMENT_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     EVALUATION_RESERVATION_FIELD_NUMBER: _builtins.int
+    NODE_SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`trainingJobs/<id>`."""
     state: Global___JobState.ValueType
@@ -533,6 +534,8 @@ class TrainingJob(_message.Message):
     """Attempt number, from 1."""
     evaluation_reservation: _builtins.str
     """The measurement's own reservation in the ledger."""
+    node_seconds: _builtins.float
+    """Seconds for which machines were held for its workers, all attempts together."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What was asked for."""
@@ -585,10 +588,11 @@ class TrainingJob(_message.Message):
         statement: _privacy_pb2.PrivacyStatement | None = ...,
         evaluation: Global___Evaluation | None = ...,
         evaluation_reservation: _builtins.str = ...,
+        node_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "completed_steps", b"completed_steps", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "evaluation_reservation", b"evaluation_reservation", "name", b"name", "owner", b"owner", "plan", b"plan", "reservation", b"reservation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "completed_steps", b"completed_steps", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "evaluation_reservation", b"evaluation_reservation", "name", b"name", "node_seconds", b"node_seconds", "owner", b"owner", "plan", b"plan", "reservation", b"reservation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

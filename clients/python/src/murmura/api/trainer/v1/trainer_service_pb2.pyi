@@ -738,6 +738,54 @@ class ReportFailureRequest(_message.Message):
 Global___ReportFailureRequest: _TypeAlias = ReportFailureRequest  # noqa: Y015
 
 @_typing.final
+class ExchangeTokenRequest(_message.Message):
+    """Asks for a job token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    POD_TOKEN_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`trainingJobs/<id>`."""
+    pod_token: _builtins.str
+    """The pod's service-account token, made for the trainer. The cluster is asked whose it is."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        pod_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "pod_token", b"pod_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeTokenRequest: _TypeAlias = ExchangeTokenRequest  # noqa: Y015
+
+@_typing.final
+class ExchangeTokenResponse(_message.Message):
+    """What the worker shows from here on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_TOKEN_FIELD_NUMBER: _builtins.int
+    job_token: _builtins.str
+    """Lives for minutes; heartbeats renew it, and so does another exchange."""
+    def __init__(
+        self,
+        *,
+        job_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_token", b"job_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeTokenResponse: _TypeAlias = ExchangeTokenResponse  # noqa: Y015
+
+@_typing.final
 class ReportFailureResponse(_message.Message):
     """Noted."""
 

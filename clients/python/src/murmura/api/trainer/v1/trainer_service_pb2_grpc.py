@@ -375,6 +375,11 @@ class WorkerServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.ExchangeToken = channel.unary_unary(
+                '/murmura.api.trainer.v1.WorkerService/ExchangeToken',
+                request_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.ExchangeTokenRequest.SerializeToString,
+                response_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.ExchangeTokenResponse.FromString,
+                _registered_method=True)
         self.GetAssignment = channel.unary_unary(
                 '/murmura.api.trainer.v1.WorkerService/GetAssignment',
                 request_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.GetAssignmentRequest.SerializeToString,
@@ -410,6 +415,13 @@ class WorkerServiceStub(object):
 class WorkerServiceServicer(object):
     """What a worker may call, with its job token.
     """
+
+    def ExchangeToken(self, request, context):
+        """Exchanges what a pod of a cluster can prove about itself for a job token. The one method that takes no token of ours.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def GetAssignment(self, request, context):
         """Reads what to run and marks the job as running.
@@ -456,6 +468,11 @@ class WorkerServiceServicer(object):
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ExchangeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeToken,
+                    request_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.ExchangeTokenRequest.FromString,
+                    response_serializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.ExchangeTokenResponse.SerializeToString,
+            ),
             'GetAssignment': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAssignment,
                     request_deserializer=murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.GetAssignmentRequest.FromString,
@@ -497,6 +514,33 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 class WorkerService(object):
     """What a worker may call, with its job token.
     """
+
+    @staticmethod
+    def ExchangeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/murmura.api.trainer.v1.WorkerService/ExchangeToken',
+            murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.ExchangeTokenRequest.SerializeToString,
+            murmura_dot_api_dot_trainer_dot_v1_dot_trainer__service__pb2.ExchangeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def GetAssignment(request,

@@ -96,6 +96,8 @@ class WorkerServiceStub:
     """What a worker may call, with its job token."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    ExchangeToken: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.ExchangeTokenRequest, _trainer_service_pb2.ExchangeTokenResponse]
+    """Exchanges what a pod of a cluster can prove about itself for a job token. The one method that takes no token of ours."""
     GetAssignment: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.GetAssignmentRequest, _trainer_service_pb2.GetAssignmentResponse]
     """Reads what to run and marks the job as running."""
     Heartbeat: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.HeartbeatRequest, _trainer_service_pb2.HeartbeatResponse]
@@ -111,6 +113,14 @@ class WorkerServiceStub:
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a worker may call, with its job token."""
+
+    @_abc_1.abstractmethod
+    def ExchangeToken(
+        self,
+        request: _trainer_service_pb2.ExchangeTokenRequest,
+        context: _aio.ServicerContext[_trainer_service_pb2.ExchangeTokenRequest, _abc.Awaitable[_trainer_service_pb2.ExchangeTokenResponse]],
+    ) -> _abc.Awaitable[_trainer_service_pb2.ExchangeTokenResponse]:
+        """Exchanges what a pod of a cluster can prove about itself for a job token. The one method that takes no token of ours."""
 
     @_abc_1.abstractmethod
     def GetAssignment(
