@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import sys
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import grpc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from services.common.config import ServiceSettings
@@ -22,6 +24,7 @@ from services.trainer.checkpoints import Checkpoints
 from services.trainer.control import Control
 from services.trainer.launching import Launching, launching
 from services.trainer.planning import Planner
+from services.trainer.prices import Prices, UnsoundPrices
 from services.trainer.service import TrainerService
 from services.trainer.store import JobStore, Record
 from services.trainer.tending import Limits
@@ -50,6 +53,21 @@ class TrainerSettings(ServiceSettings):
     launcher: str = Field(
         "local", pattern="local|kubernetes", description="where workers run; see MURMURA_CLUSTER_* for kubernetes"
     )
+
+    prices: Path | None = Field(None, description="TOML file: what machines cost; see prices.py")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        try:
+            _ = self.known_prices
+        except UnsoundPrices as problem:
+            raise ValueError(f"MURMURA_PRICES: {problem}") from None
+        return self
+
+    @cached_property
+    def known_prices(self) -> Prices | None:
+        """The operator's prices; None where there are none."""
+        return Prices.read(self.prices) if self.prices is not None else None
 
 
 async def _alone(where: Launching, lifecycle: Lifecycle) -> None:
@@ -128,9 +146,9 @@ async def main() -> int:
         limits = Limits(settings.waiting_limit_s, settings.running_limit_s, settings.silence_limit_s)
         ledger = Ledger(to_ledger, Witness(settings.state_dir / "witness.json"))
         control = Control(store, ledger, where.launcher, artifacts, staging, checkpoints, token, limits)
-        planner = Planner(datasets, ledger, settings.base_models)
+        planner = Planner(datasets, ledger, settings.base_models, settings.known_prices)
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(
-            TrainerService(planner, control, list(settings.base_models)), server
+            TrainerService(planner, control, list(settings.base_models), settings.known_prices), server
         )
         trainer_service_pb2_grpc.add_WorkerServiceServicer_to_server(
             WorkerService(control, planner, where.pods), server

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from murmura.api.common.v1 import errors_pb2
 from murmura.api.trainer.v1 import trainer_pb2
 from services.trainer import evaluation, jobs
+from services.trainer.prices import Prices
 from services.trainer.store import Record
 
 # What an analyst reads of a failure. Fixed sentences: a worker's own words could carry a row.
@@ -32,12 +33,13 @@ CAUSES = {
 _EXPLAINED = ("WAITED_TOO_LONG", "IMAGE_UNAVAILABLE", "REFUSED_BY_CLUSTER", "EVICTED_TOO_OFTEN")
 
 
-def job_message(record: Record, now: float | None = None) -> trainer_pb2.TrainingJob:
+def job_message(record: Record, now: float | None = None, prices: Prices | None = None) -> trainer_pb2.TrainingJob:
     """Return a job as a message.
 
     Args:
         record: the job.
         now: seconds since the epoch, for how long it has waited; by default the present.
+        prices: of machines; None where nobody says them.
     """
     job = record.job
     message = trainer_pb2.TrainingJob(
@@ -54,6 +56,8 @@ def job_message(record: Record, now: float | None = None) -> trainer_pb2.Trainin
         node_seconds=job.node_seconds + job.attempt_seconds,
         create_time=_timestamp(job.created),
     )
+    if prices is not None:
+        message.cost.CopyFrom(prices.of_seconds(message.node_seconds))
     if job.started:
         message.start_time.CopyFrom(_timestamp(job.started))
     if job.ended:

@@ -17,6 +17,7 @@ from services.common.tokens import Principal
 from services.common.upstream import Upstream
 from services.trainer import defaults, evaluation
 from services.trainer.defaults import Public
+from services.trainer.prices import Prices
 
 DEFAULT_TEXT_COLUMN = "text"
 CALIBRATION_TIMEOUT_S = 90.0
@@ -31,9 +32,13 @@ class Planner:
         datasets: the dataset service.
         ledger: the ledger.
         base_models: public name to location.
+        prices: of machines; None where nobody says them.
     """
 
-    def __init__(self, datasets: Upstream, ledger: Ledger, base_models: dict[str, str]) -> None:
+    def __init__(
+        self, datasets: Upstream, ledger: Ledger, base_models: dict[str, str], prices: Prices | None = None
+    ) -> None:
+        self._prices = prices
         self._datasets = datasets
         self._dataset_stub = dataset_service_pb2_grpc.DatasetServiceStub(datasets.channel)
         self._ledger = ledger
@@ -61,6 +66,8 @@ class Planner:
             plan = await self._private(spec, dataset, shape)
         if spec.HasField("evaluation"):
             await self._add_evaluation(spec, dataset, plan)
+        if self._prices is not None:
+            plan.cost.CopyFrom(self._prices.of_plan(plan))
         return plan
 
     def location(self, base_model: str) -> str:

@@ -24,6 +24,7 @@ from services.trainer.control import Control
 from services.trainer.jobs import TERMINAL, IllegalTransition, Job
 from services.trainer.messages import job_message
 from services.trainer.planning import Planner
+from services.trainer.prices import Prices
 from services.trainer.store import Record
 
 _NAMESPACE = uuid.UUID("0c7e4a9b-3d15-5f26-9a8c-7b1d2e3f4a5b")
@@ -39,9 +40,13 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         planner: plans them.
         control: drives them.
         base_models: names of the base models.
+        prices: of machines; None where nobody says them.
     """
 
-    def __init__(self, planner: Planner, control: Control, base_models: list[str]) -> None:
+    def __init__(
+        self, planner: Planner, control: Control, base_models: list[str], prices: Prices | None = None
+    ) -> None:
+        self._prices = prices
         self._planner = planner
         self._control = control
         self._base_models = sorted(base_models)
@@ -76,14 +81,14 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
             if existing.body_hash != body_hash(request):
                 raise reused(request.request_id)
             if existing.job.reservation or existing.job.state in TERMINAL:
-                return pb.CreateTrainingJobResponse(training_job=job_message(existing))
+                return pb.CreateTrainingJobResponse(training_job=self._said(existing))
             record = existing
         else:
             plan = await self._planner.plan(request.spec, principal)
             job = Job(job_id, principal.subject, plan.steps, created=time.time())
             record = Record(job, body_hash(request), request.spec, plan)
             if request.validate_only:
-                answer = job_message(record)
+                answer = self._said(record)
                 answer.name = ""
                 return pb.CreateTrainingJobResponse(training_job=answer)
             self._control.store.add(record)
@@ -101,7 +106,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Any) -> pb.GetTrainingJobResponse:
         """Read a job."""
         record = self._visible(request.name, current_principal())
-        return pb.GetTrainingJobResponse(training_job=job_message(record))
+        return pb.GetTrainingJobResponse(training_job=self._said(record))
 
     async def ListTrainingJobs(self, request: pb.ListTrainingJobsRequest, context: Any) -> pb.ListTrainingJobsResponse:
         """List the caller's jobs; stewards and operators see all."""
@@ -109,7 +114,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         found = [record for record in self._control.store.newest_first() if _may_see(record.job, principal)]
         chosen, token = page(found, request.page_size, request.page_token)
         return pb.ListTrainingJobsResponse(
-            training_jobs=[job_message(record) for record in chosen], next_page_token=token
+            training_jobs=[self._said(record) for record in chosen], next_page_token=token
         )
 
     async def WatchTrainingJob(
@@ -120,7 +125,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         job_id = self._visible(request.name, principal).job.job_id
         while True:
             news = self._control.news(job_id)
-            message = job_message(self._visible(request.name, principal))
+            message = self._said(self._visible(request.name, principal))
             if message != sent:
                 yield pb.WatchTrainingJobResponse(training_job=message)
                 sent = message
@@ -155,11 +160,14 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
             raise not_found(name)
         return record
 
+    def _said(self, record: Record) -> trainer_pb2.TrainingJob:
+        return job_message(record, prices=self._prices)
+
     def _message(self, job_id: str) -> trainer_pb2.TrainingJob:
         record = self._control.store.get(job_id)
         if record is None:
             raise not_found(f"trainingJobs/{job_id}")
-        return job_message(record)
+        return self._said(record)
 
 
 def state_error(job: Job, problem: IllegalTransition) -> MurmuraError:

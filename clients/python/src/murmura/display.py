@@ -57,6 +57,7 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
     if statement.unlimited:
         table.add_row("privacy", Text("none: this model may repeat what it read", style="bold red"))
         table.add_row("training", f"{plan.steps} steps of {chosen.batch_size} rows, {rate}")
+        _add_cost(table, plan)
         _add_measurement(table, plan)
         return table
     mechanism = statement.mechanism
@@ -74,6 +75,7 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
     )
     for reason in plan.reasons:
         table.add_row("", Text(reason, style="dim"))
+    _add_cost(table, plan)
     _add_measurement(table, plan)
     add_budget(table, plan, "this one and its measurement" if plan.HasField("evaluation") else "this one")
     return table
@@ -104,6 +106,12 @@ def add_budget(table: Table, plan: trainer_pb2.Plan | dataset_service_pb2.Statis
     table.add_row("budget now", budget_bar(plan.spent_epsilon, plan.cap_epsilon))
     after = f"ε = {plan.left_epsilon:.4g} is left for a job; after {what} {plan.left_epsilon_after:.4g}"
     table.add_row("", Text(after, style="" if plan.affordable else "bold red"))
+
+
+def _add_cost(table: Table, plan: trainer_pb2.Plan) -> None:
+    if plan.HasField("cost"):
+        cost = plan.cost
+        table.add_row("machines", f"about {cost.node_hours:.2g} node hours, {cost.amount:.2f} {cost.currency}, at most")
 
 
 def _add_measurement(table: Table, plan: trainer_pb2.Plan) -> None:

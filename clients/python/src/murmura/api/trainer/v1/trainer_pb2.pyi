@@ -413,6 +413,36 @@ class Evaluation(_message.Message):
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
+class Cost(_message.Message):
+    """What machines cost, by the operator's prices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_HOURS_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    node_hours: _builtins.float
+    """Hours for which nodes are held, all of a job's together."""
+    amount: _builtins.float
+    """What that costs."""
+    currency: _builtins.str
+    """Three letters."""
+    def __init__(
+        self,
+        *,
+        node_hours: _builtins.float = ...,
+        amount: _builtins.float = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "currency", b"currency", "node_hours", b"node_hours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cost: _TypeAlias = Cost  # noqa: Y015
+
+@_typing.final
 class Plan(_message.Message):
     """What would happen, before anything is spent. All of it is public."""
 
@@ -431,6 +461,7 @@ class Plan(_message.Message):
     SPENT_EPSILON_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Number of steps that will run."""
     row_count: _builtins.int
@@ -467,6 +498,12 @@ class Plan(_message.Message):
     def evaluation(self) -> Global___EvaluationPlan:
         """The measurement, if one was asked for. `affordable` and `left_epsilon_after` are of job and measurement together."""
 
+    @_builtins.property
+    def cost(self) -> Global___Cost:
+        """About what its machines will cost; unset where the operator gives no prices. From public counts and settings, as if
+        every row were as long as it may be.
+        """
+
     def __init__(
         self,
         *,
@@ -483,10 +520,11 @@ class Plan(_message.Message):
         spent_epsilon: _builtins.float = ...,
         reasons: _abc.Iterable[_builtins.str] | None = ...,
         evaluation: Global___EvaluationPlan | None = ...,
+        cost: Global___Cost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "settings", b"settings", "statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "evaluation", b"evaluation", "settings", b"settings", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "affordable", b"affordable", "cap_epsilon", b"cap_epsilon", "evaluation", b"evaluation", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "reasons", b"reasons", "row_count", b"row_count", "settings", b"settings", "spent_epsilon", b"spent_epsilon", "statement", b"statement", "steps", b"steps", "unit_count", b"unit_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "affordable", b"affordable", "cap_epsilon", b"cap_epsilon", "cost", b"cost", "evaluation", b"evaluation", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "reasons", b"reasons", "row_count", b"row_count", "settings", b"settings", "spent_epsilon", b"spent_epsilon", "statement", b"statement", "steps", b"steps", "unit_count", b"unit_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,6 +554,7 @@ class TrainingJob(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     EVALUATION_RESERVATION_FIELD_NUMBER: _builtins.int
     NODE_SECONDS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`trainingJobs/<id>`."""
     state: Global___JobState.ValueType
@@ -568,6 +607,10 @@ class TrainingJob(_message.Message):
     def evaluation(self) -> Global___Evaluation:
         """What was measured, once SUCCEEDED and if it was asked for."""
 
+    @_builtins.property
+    def cost(self) -> Global___Cost:
+        """What they cost so far; unset where the operator gives no prices."""
+
     def __init__(
         self,
         *,
@@ -589,10 +632,11 @@ class TrainingJob(_message.Message):
         evaluation: Global___Evaluation | None = ...,
         evaluation_reservation: _builtins.str = ...,
         node_seconds: _builtins.float = ...,
+        cost: Global___Cost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "completed_steps", b"completed_steps", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "evaluation_reservation", b"evaluation_reservation", "name", b"name", "node_seconds", b"node_seconds", "owner", b"owner", "plan", b"plan", "reservation", b"reservation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "completed_steps", b"completed_steps", "cost", b"cost", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "evaluation_reservation", b"evaluation_reservation", "name", b"name", "node_seconds", b"node_seconds", "owner", b"owner", "plan", b"plan", "reservation", b"reservation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
