@@ -7,7 +7,9 @@ import io
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -18,7 +20,7 @@ from services.common.tokens import Principal
 from services.dataset import batches, mock
 from services.dataset import expressions as ex
 from services.dataset.catalogue import Catalogue, may_use
-from services.dataset.reading import untouched
+from services.dataset.reading import _lengths, untouched
 from services.dataset.registry import OtherLineage, Outdated, Registry
 from services.dataset.sealing import Sealed
 from services.dataset.units import Units, unpack
@@ -389,6 +391,15 @@ def test_columns_that_are_left_alone_are_the_same_on_both_ways(
     assert straight[3] == [{"unit": 0, "text": "y"}]
     monkeypatch.setattr("services.dataset.reading.untouched", lambda operations, columns: None)
     assert straight == [read(*operations, columns=columns) for operations, columns in asked]
+
+
+def test_a_text_that_is_missing_has_no_length_whatever_lies_in_its_place() -> None:
+    offsets, data = np.array([0, 2, 5, 5], np.int32), b"abcde"
+    buffers = [pa.py_buffer(b"\x05"), pa.py_buffer(offsets), pa.py_buffer(data)]  # the second is missing
+    texts = pa.StringArray.from_buffers(3, buffers[1], buffers[2], buffers[0])
+    assert texts.to_pylist() == ["ab", None, ""]
+    assert _lengths(texts).tolist() == [2, 0, 0]
+    assert _lengths(texts.slice(1)).tolist() == [0, 0]
 
 
 def test_what_an_operation_makes_or_drops_is_not_left_alone() -> None:
