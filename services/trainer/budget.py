@@ -14,8 +14,9 @@ from murmura.api.common.v1 import privacy_pb2
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.common.errors import MurmuraError
 from services.common.ledger import Ledger
-from services.trainer import jobs
-from services.trainer.jobs import Job, Resolution
+from services.trainer import jobs, settlement
+from services.trainer.jobs import Job
+from services.trainer.settlement import Resolution
 from services.trainer.store import Record
 
 # What says nothing about whether the other side did it.
@@ -72,9 +73,9 @@ class Budget:
     async def settle(self, job: Job) -> None:
         """Resolve what a job has set aside as its end demands."""
         if job.evaluation_reservation:
-            await self._resolve(job.evaluation_reservation, jobs.evaluation_resolution(job))
+            await self._resolve(job.evaluation_reservation, settlement.evaluation_resolution(job))
         if job.reservation:
-            await self._resolve(job.reservation, jobs.resolution(job))
+            await self._resolve(job.reservation, settlement.resolution(job))
 
     async def _set_aside(self, record: Record, statement: privacy_pb2.PrivacyStatement, purpose: str) -> str:
         unlimited = statement.unlimited

@@ -1,7 +1,7 @@
 """The life of a training job, as a pure state machine.
 
-Every transition is a function from job to job that refuses what cannot be; what a job's end means for its reservation
-is decided here too, in one place: nothing that may have touched rows is ever given back for free.
+Every transition is a function from job to job that refuses what cannot be. What a job's end means for its reservation
+is decided in `settlement.py`.
 """
 
 from __future__ import annotations
@@ -125,19 +125,6 @@ class Job:
     def adapter(self) -> str:
         """`adapters/<id>`."""
         return f"adapters/{self.job_id}"
-
-
-@dataclass(frozen=True)
-class Resolution:
-    """What becomes of a reservation.
-
-    Attributes:
-        release: give it back; nothing ran.
-        attested_steps: charge for these; None charges the plan in full.
-    """
-
-    release: bool
-    attested_steps: int | None = None
 
 
 def reserved(job: Job, reservation: str, evaluation: str = "") -> Job:
@@ -295,30 +282,6 @@ def ended(job: Job, now: float) -> Job:
     steps = job.ending.attested_steps
     done = job.completed_steps if steps is None else steps
     return replace(job, state=job.ending.state, completed_steps=done, ended=now, stage="", waiting="")
-
-
-def resolution(job: Job) -> Resolution:
-    """Say what becomes of the reservation.
-
-    Nothing is given back once a worker has begun, except what it attests not to have run, and never once an adapter
-    exists. Without an attestation the plan is charged in full.
-    """
-    if job.state in (PUBLISHING, SUCCEEDED):
-        return Resolution(release=False)
-    if not job.started:
-        return Resolution(release=True)
-    steps = job.ending.attested_steps if job.ending else None
-    return Resolution(release=False, attested_steps=steps)
-
-
-def evaluation_resolution(job: Job) -> Resolution:
-    """Say what becomes of the measurement's own reservation.
-
-    It runs after the last step. So it is given back only where a worker attests that not all steps ran.
-    """
-    training = resolution(job)
-    before_it = training.attested_steps is not None and training.attested_steps < job.total_steps
-    return Resolution(release=training.release or before_it)
 
 
 def _require(job: Job, *states: str) -> None:

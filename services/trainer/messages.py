@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from murmura.api.common.v1 import errors_pb2
 from murmura.api.trainer.v1 import trainer_pb2
-from services.trainer import evaluation, jobs
+from services.trainer import evaluation, jobs, settlement
 from services.trainer.prices import Prices
 from services.trainer.store import Record
 
@@ -115,8 +115,8 @@ def _evaluation(measured: tuple[float, float], plan: trainer_pb2.EvaluationPlan)
 
 def _charged(record: Record) -> str:
     """Say what a job without an adapter has cost."""
-    settled = jobs.resolution(record.job)
-    measured = record.plan.HasField("evaluation") and not jobs.evaluation_resolution(record.job).release
+    settled = settlement.resolution(record.job)
+    measured = record.plan.HasField("evaluation") and not settlement.evaluation_resolution(record.job).release
     if settled.release or record.plan.statement.unlimited:
         said = "Nothing was charged for training." if measured else "Nothing was charged."
     elif settled.attested_steps is None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer import jobs
+from services.trainer import jobs, settlement
 from services.trainer.jobs import Fenced, IllegalTransition, Job
 
 ORDER = [jobs.PROVISIONING, jobs.RUNNING, jobs.PUBLISHING, jobs.SUCCEEDED]
@@ -65,11 +65,11 @@ def test_whatever_happens_a_job_keeps_its_promises(happening: list) -> None:
         if job.deaths and job.ending is not None:
             assert job.ending.attested_steps is None
         # Free of charge only if no worker ever began; never beside an adapter.
-        resolution = jobs.resolution(job)
+        resolution = settlement.resolution(job)
         assert resolution.release == (not job.started)
         if job.state in (jobs.PUBLISHING, jobs.SUCCEEDED):
             assert job.started
-            assert resolution == jobs.Resolution(release=False, attested_steps=None)
+            assert resolution == settlement.Resolution(release=False, attested_steps=None)
         if resolution.attested_steps is not None:
             assert 0 <= resolution.attested_steps <= TOTAL
             assert resolution.attested_steps >= job.completed_steps
@@ -103,13 +103,13 @@ def test_a_job_without_budget_cannot_begin() -> None:
 
 def test_a_worker_cannot_take_back_reported_steps() -> None:
     job = jobs.ending(jobs.progressed(running(), 1, 7), "STOPPED", 3)
-    assert jobs.resolution(job) == jobs.Resolution(release=False, attested_steps=7)
+    assert settlement.resolution(job) == settlement.Resolution(release=False, attested_steps=7)
 
 
 def test_an_evicted_worker_is_followed_from_its_checkpoint() -> None:
     job = jobs.retried(jobs.saved(jobs.progressed(running(), 1, 7), 1, 8), True, 6.0)
     assert (job.attempt, job.stage) == (2, "resuming from step 8, attempt 2")
-    assert job.started and not jobs.resolution(job).release
+    assert job.started and not settlement.resolution(job).release
     assert jobs.begun(job, 2, 9.0).started == job.started
     assert jobs.ending(jobs.begun(job, 2, 9.0), "STOPPED", 3).ending == jobs.Ending(jobs.FAILED, "STOPPED", 8)
 
@@ -123,24 +123,24 @@ def test_a_cancelled_job_is_not_tried_again() -> None:
 
 def test_a_silent_death_is_charged_in_full() -> None:
     job = jobs.ending(jobs.progressed(running(), 1, 7), "INTERNAL", None)
-    assert jobs.resolution(job) == jobs.Resolution(release=False, attested_steps=None)
+    assert settlement.resolution(job) == settlement.Resolution(release=False, attested_steps=None)
 
 
 def test_a_measurement_is_given_back_only_where_training_is_known_to_have_ended_before_it() -> None:
     """It runs after the last step: with that, or when nobody can say, it is charged."""
-    release = jobs.Resolution(release=True)
-    charge = jobs.Resolution(release=False)
+    release = settlement.Resolution(release=True)
+    charge = settlement.Resolution(release=False)
     reserved = jobs.reserved(fresh(), "accounts/a/reservations/r", "accounts/a/reservations/e")
-    assert jobs.evaluation_resolution(jobs.ending(jobs.cancelling(reserved), "STOPPED", 0)) == release
+    assert settlement.evaluation_resolution(jobs.ending(jobs.cancelling(reserved), "STOPPED", 0)) == release
     begun = jobs.begun(reserved, 1, 5.0)
-    assert jobs.evaluation_resolution(jobs.ending(begun, "STOPPED", TOTAL - 1)) == release
+    assert settlement.evaluation_resolution(jobs.ending(begun, "STOPPED", TOTAL - 1)) == release
     for job in (
         jobs.ending(begun, "INTERNAL", None),
         jobs.ending(begun, "INTERNAL", TOTAL),
         jobs.ending(jobs.retried(begun, False, 6.0), "STOPPED", 3),
         jobs.uploaded(begun, 1, (0.5, 3.0)),
     ):
-        assert jobs.evaluation_resolution(job) == charge
+        assert settlement.evaluation_resolution(job) == charge
 
 
 @pytest.mark.parametrize("attempt", [0, 2])
@@ -199,7 +199,7 @@ def test_attempts_add_up() -> None:
 def test_a_worker_that_died_and_was_replaced_leaves_nothing_to_give_back() -> None:
     """Its successor attests its own steps; what the dead one ran beyond the checkpoint is anybody's guess."""
     calm, sad = (jobs.observed(at_work(), "", 1, died, 0.0, 10.0) for died in (0, 1))
-    ended = [jobs.resolution(jobs.ending(jobs.cancelling(job), "STOPPED", 10)) for job in (calm, sad)]
+    ended = [settlement.resolution(jobs.ending(jobs.cancelling(job), "STOPPED", 10)) for job in (calm, sad)]
     assert [one.attested_steps for one in ended] == [10, None]
 
 
