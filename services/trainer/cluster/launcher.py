@@ -91,7 +91,7 @@ class KubernetesLauncher:
         try:
             made = self._create(wanted)
             if order.nodes > 1:
-                self._create(objects.meeting(order, self._settings, made["metadata"]["uid"]))
+                self._add_meeting(order, made)
         except ClusterError as error:
             self._refused(order, error)
             return
@@ -219,7 +219,8 @@ class KubernetesLauncher:
         record = record_of(pod)
         if gone and not record.over:
             record = PodRecord(record.ran, None, record.reason, record.started, time.time())
-        if self._job(job_id, attempt) is not None or before is not None:
+        # A pod of a job that was cleared away needs no record; which jobs there are may not be known yet.
+        if before is not None or self._job(job_id, attempt) is not None or not self._jobs.ready(0):
             self._records.put(job_id, attempt, meta["uid"], record)
         if record.over and not (before and before.over) and not gone:
             with contextlib.suppress(RuntimeError):  # this life is at its end; another one sees the pod anew
@@ -254,6 +255,14 @@ class KubernetesLauncher:
         if found["metadata"].get("annotations", {}).get(objects.SPEC_HASH) != made_of:
             raise ClusterError(409, f"{wanted['metadata']['name']} exists and was made to another specification")
         return found
+
+    def _add_meeting(self, order: WorkOrder, made: Object) -> None:
+        """Give a Job's pods a place to meet, or take the Job away again: without one they would only wait."""
+        try:
+            self._create(objects.meeting(order, self._settings, made["metadata"]["uid"]))
+        except ClusterError:
+            self._quietly(partial(self._cluster.delete, "Job", made))
+            raise
 
     def _refused(self, order: WorkOrder, error: ClusterError) -> None:
         if error.code == 403 and "quota" in error.words:

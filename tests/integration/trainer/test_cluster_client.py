@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from services.trainer.cluster import objects
-from services.trainer.cluster.client import Cluster, ClusterError
+from services.trainer.cluster.client import RULES, Cluster, ClusterError
 from services.trainer.cluster.lease import Lease
 from services.trainer.cluster.settings import ClusterSettings
 from services.trainer.cluster.watch import Watched
@@ -232,6 +233,38 @@ def test_a_job_that_is_there_is_adopted_and_one_made_otherwise_is_not(tmp_path: 
         third._jobs._objects.clear()  # type: ignore[attr-defined]
         with pytest.raises(Refused, match="another specification"):
             third.ensure(order)
+
+
+def test_a_trainer_that_has_lost_its_memory_reads_the_end_from_the_cluster(tmp_path: Path, monkeypatch: Any) -> None:
+    with small_kubernetes(tmp_path) as place:
+        assert place.api is not None
+        place.api.add_node("node")
+        first, order = place.launcher("3"), place.order()
+        first.ensure(order)
+        until(lambda: not first.observe(order.job_id, 1).alive)
+        first.close()
+        shutil.rmtree(tmp_path / "workers")
+        # Pods are listed before Jobs, as may happen.
+        listed = Cluster.listed
+
+        def late(cluster: Cluster, kind: str, selector: str = "") -> Any:
+            if kind == "Job":
+                time.sleep(0.5)
+            return listed(cluster, kind, selector)
+
+        monkeypatch.setattr(Cluster, "listed", late)
+        assert place.launcher("3").observe(order.job_id, 1).exit_code == 3
+
+
+def test_pods_without_a_place_to_meet_are_not_left_waiting(tmp_path: Path) -> None:
+    rules = {(group, resource, verb) for group, resource, verbs in RULES for verb in verbs if resource != "services"}
+    with small_kubernetes(tmp_path, rules) as place:
+        api = place.api
+        assert api is not None
+        launcher, order = place.launcher("stay"), place.order(nodes=2)
+        with pytest.raises(Refused, match="services is forbidden"):
+            launcher.ensure(order)
+        until(lambda: not api.names("jobs"))
 
 
 def test_a_trainer_without_rights_says_so(tmp_path: Path) -> None:
