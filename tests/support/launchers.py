@@ -43,7 +43,11 @@ end(int(how))
 """
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+# A real cluster pulls images, and replaces a pod after ten seconds at the earliest.
+PATIENCE_S = 180.0 if os.environ.get("MURMURA_TEST_KUBERNETES") else 20.0
+
+
+def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
     """Wait for something to be true, and return it."""
     end = time.monotonic() + timeout_s
     while not (found := condition()):
@@ -89,7 +93,7 @@ def _knows(launcher: Launcher) -> bool:
 
 
 def seen(
-    launcher: Launcher, order: WorkOrder, wanted: Callable[[Observation], Any], timeout_s: float = 20.0
+    launcher: Launcher, order: WorkOrder, wanted: Callable[[Observation], Any], timeout_s: float = PATIENCE_S
 ) -> Observation:
     """Wait until a worker is as wanted; returns how it is."""
     found: list[Observation] = []

@@ -18,6 +18,7 @@ import structlog
 
 from services.trainer.cluster import objects, waiting
 from services.trainer.cluster.client import Cluster, ClusterError, Object
+from services.trainer.cluster.events import Events
 from services.trainer.cluster.records import PodRecord, Records, record_of
 from services.trainer.cluster.settings import ClusterSettings
 from services.trainer.cluster.watch import Watched
@@ -25,7 +26,6 @@ from services.trainer.launcher import ABSENT, Observation, Refused, Unavailable,
 
 WORKER = ("python", "-m", "services.trainer.worker")
 _LOG_LINES = 200
-_EVENTS_EACH = 8
 # What is being deleted and does not go for so long is held by a finalizer whose owner is not there.
 _STUCK_S = 60.0
 _CAUSES = {"OOMKilled": "OUT_OF_MEMORY", "DeadlineExceeded": "RAN_TOO_LONG"}
@@ -60,7 +60,7 @@ class KubernetesLauncher:
         self._records = Records(directory)
         self._harvest = ThreadPoolExecutor(2, thread_name_prefix="harvest")
         self._changed: Callable[[str], None] = lambda job_id: None
-        self._events: dict[str, list[Object]] = {}
+        self._events = Events()
         # Jobs by the uid of what an event may be about.
         self._about: dict[str, str] = {}
         self._no_room: dict[str, str] = {}
@@ -125,7 +125,7 @@ class KubernetesLauncher:
             return replace(seen, alive=False, exit_code=last.exit_code, cause=cause, evicted=evicted)
         if cause := self._hopeless(job, len(records)):
             return replace(seen, alive=False, cause=cause)
-        return replace(seen, waiting=waiting.words(job, self._active(job), self._events))
+        return replace(seen, waiting=waiting.words(job, self._active(job), self._events.told))
 
     def stop(self, job_id: str, attempt: int) -> None:
         """Delete the Job; its pods get SIGTERM and the time for a checkpoint."""
@@ -228,16 +228,8 @@ class KubernetesLauncher:
         self._changed(job_id)
 
     def _event_came(self, event: Object, gone: bool) -> None:
-        uid = event["involvedObject"].get("uid", "")
-        told = [one for one in self._events.get(uid, []) if one["metadata"]["name"] != event["metadata"]["name"]]
-        if not gone:
-            told = [*told, event][-_EVENTS_EACH:]
-        if told:
-            self._events[uid] = told
-        else:
-            self._events.pop(uid, None)
-        if uid in self._about:
-            self._changed(self._about[uid])
+        if (job_id := self._about.get(self._events.note(event, gone))) is not None:
+            self._changed(job_id)
 
     # ------------------------------------------------------------ inside
 
