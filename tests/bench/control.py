@@ -27,58 +27,21 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import save
 
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from tests.support.cloud import Cloud
 from tests.support.deployment import BASE_MODEL, STUBS, tiny_base_model
+from tests.support.stand_ins import StandIns
 
 COUNTS = (1, 100)
 ROUNDS = {1: 20, 100: 3}
 P50_BAR_S, P99_BAR_S = 1.0, 5.0
 LEFT_AFTER_S = 30.0
 JOBS_OF_A_DATASET = 8
-ADAPTER = {
-    "adapter_model.safetensors": save({"base.lora_A.weight": np.zeros((2, 2), np.float32)}),
-    "adapter_config.json": json.dumps({"peft_type": "LORA"}).encode(),
-}
 _console = Console(stderr=True)
-
-
-class Workers:
-    """Stand for workers: they call as those do."""
-
-    def __init__(self) -> None:
-        self.uploaded: dict[str, float] = {}
-        self._stub: Any = None
-
-    async def __call__(self, told: dict[str, str]) -> int:
-        if self._stub is None:
-            channel = grpc.aio.insecure_channel(told["MURMURA_TRAINER_ENDPOINT"])
-            self._stub = trainer_service_pb2_grpc.WorkerServiceStub(channel)
-        job, attempt = told["MURMURA_JOB"], int(told["MURMURA_ATTEMPT"])
-        proof = await asyncio.to_thread(Path(told["MURMURA_POD_TOKEN_FILE"]).read_text)
-        answer = await self._stub.ExchangeToken(pb.ExchangeTokenRequest(job=job, pod_token=proof), timeout=60)
-        metadata = (("authorization", f"Bearer {answer.job_token}"),)
-        asked = pb.GetAssignmentRequest(job=job)
-        assignment = (await self._stub.GetAssignment(asked, metadata=metadata, timeout=60)).assignment
-        steps = assignment.mechanism.steps
-        await self._stub.Heartbeat(
-            pb.HeartbeatRequest(job=job, attempt=attempt, completed_steps=steps), metadata=metadata, timeout=60
-        )
-
-        async def upload() -> Any:
-            yield pb.UploadAdapterRequest(job=job, attempt=attempt, completed_steps=steps)
-            for name, data in ADAPTER.items():
-                yield pb.UploadAdapterRequest(file_name=name, data=data)
-            self.uploaded[job] = time.monotonic()
-
-        await self._stub.UploadAdapter(upload(), metadata=metadata, timeout=60)
-        return 0
 
 
 class Bench:
@@ -87,7 +50,7 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         model = tiny_base_model(directory)
         self.cloud = Cloud(directory, {BASE_MODEL: str(model)})
-        self.workers = Workers()
+        self.workers = StandIns()
         self.pods: dict[str, float] = {}
         api = self.cloud.api
         api.kubelet.stand_in = self.workers
