@@ -176,9 +176,10 @@ class Control:
             await asyncio.sleep(RETRY_S)
         finally:
             del self._busy[job_id]
-            if job_id in self._again:
-                self._again.discard(job_id)
-                self.attend(job_id)
+        # Not after a cancellation: then this life is at its end.
+        if job_id in self._again:
+            self._again.discard(job_id)
+            self.attend(job_id)
 
     async def _clear_away_forever(self) -> None:
         while True:
