@@ -159,7 +159,8 @@ class Catalogue:
         """
         with _opening(described):
             for rows in self.vault.read(described.storage_id, described.shape.slots):
-                yield execution.apply(rows, described.operations)
+                for part in execution.parts(rows, described.operations):
+                    yield execution.apply(part, described.operations)
 
 
 @contextmanager

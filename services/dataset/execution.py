@@ -9,7 +9,7 @@ private. Columns are kept by name in a dict, never under an analyst's name in Po
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import polars as pl
@@ -17,9 +17,13 @@ from numpy.typing import NDArray
 
 from services.dataset import expressions as ex
 from services.dataset import texts, values
+from services.dataset.signatures import ALLOWED
+from services.dataset.trees import walk
 
-# Rows that are worked on at once: bounds what an expression that makes texts long can make the service hold.
+# Rows that are worked on at once where an expression may make texts long: bounds what the service can be made to hold.
 ROWS_AT_ONCE = 64
+# Otherwise rows are worked on as they come, a mebibyte, unless there are more operations or longer constants than so.
+_MOST_OPERATIONS, _MOST_CONSTANT = 32, 64
 
 
 def run(
@@ -36,8 +40,8 @@ def run(
     Yields:
         Columns `unit` (int64) and those kept, without slots in which one of them is empty.
     """
-    for start in range(0, rows.height, ROWS_AT_ONCE):
-        part = rows.slice(start, ROWS_AT_ONCE)
+    start = 0
+    for part in parts(rows, operations):
         columns, alive = apply(part, operations)
         for column in kept.values():
             length = columns[column].str.len_bytes()
@@ -45,6 +49,33 @@ def run(
         made = [columns[column].alias(name) for name, column in kept.items()]
         numbers = pl.Series("unit", units[start : start + part.height], dtype=pl.Int64)
         yield pl.DataFrame([numbers, *made]).filter(alive)
+        start += part.height
+
+
+def parts(rows: pl.DataFrame, operations: Sequence[ex.Operation]) -> Iterator[pl.DataFrame]:
+    """Cut rows into what may be worked on at once, whatever the rows hold.
+
+    Args:
+        rows: about a mebibyte, or one row that is larger.
+        operations: that they will be put through; checked.
+    """
+    yield from rows.iter_slices(ROWS_AT_ONCE if may_grow(operations) else max(1, rows.height))
+
+
+def may_grow(operations: Sequence[ex.Operation]) -> bool:
+    """Say whether what operations make may be many times as large as what they are given."""
+    trees = [one.expression if isinstance(one, ex.Assign) else one.predicate for one in operations if _computes(one)]
+    return len(operations) > _MOST_OPERATIONS or any(_grows(node) for tree in trees for node in walk(tree))
+
+
+def _computes(operation: ex.Operation) -> TypeGuard[ex.Assign | ex.Filter]:
+    return isinstance(operation, ex.Assign | ex.Filter)
+
+
+def _grows(node: ex.Expression) -> bool:
+    if isinstance(node, ex.Call):
+        return ALLOWED[node.function].grows
+    return isinstance(node, ex.Literal) and isinstance(node.value, str) and len(node.value) > _MOST_CONSTANT
 
 
 def apply(rows: pl.DataFrame, operations: Sequence[ex.Operation]) -> tuple[dict[str, pl.Series], pl.Series]:

@@ -33,6 +33,7 @@ class Signature:
         constants: positions of arguments that must be constants.
         alike: positions of arguments that must have one type; numbers are alike.
         open_ended: any number of further arguments like the last.
+        grows: whether its value may be many times as large as what it is given.
     """
 
     arguments: tuple[tuple[str, ...], ...]
@@ -41,6 +42,7 @@ class Signature:
     constants: frozenset[int] = frozenset()
     alike: tuple[int, ...] = ()
     open_ended: bool = False
+    grows: bool = False
 
 
 _S, _I, _B, _T, _L = (STRING,), (INTEGER,), (BOOLEAN,), (TIMESTAMP,), (STRING_LIST,)
@@ -54,7 +56,7 @@ _OF_TIME = Signature((_T,), INTEGER)
 ALLOWED: dict[str, Signature] = {
     "STRING_SPLIT": Signature((_S, _S), STRING_LIST, constants=_SECOND),
     "LIST_GET": Signature((_L, _I), STRING, constants=_SECOND),
-    "LIST_JOIN": Signature((_L, _S), STRING, constants=_SECOND),
+    "LIST_JOIN": Signature((_L, _S), STRING, constants=_SECOND, grows=True),
     "LIST_LENGTH": Signature((_L,), INTEGER),
     "STRING_STRIP": _STRIP,
     "STRING_STRIP_START": _STRIP,
@@ -62,9 +64,9 @@ ALLOWED: dict[str, Signature] = {
     "STRING_LOWER": Signature((_S,), STRING),
     "STRING_UPPER": Signature((_S,), STRING),
     "STRING_TITLE": Signature((_S,), STRING),
-    "STRING_REPLACE": Signature((_S, _S, _S), STRING, constants=frozenset({1, 2})),
+    "STRING_REPLACE": Signature((_S, _S, _S), STRING, constants=frozenset({1, 2}), grows=True),
     "STRING_SLICE": Signature((_S, _I, _I), STRING, optional=2),
-    "STRING_CONCAT": Signature((_S, _S), STRING, optional=1, open_ended=True),
+    "STRING_CONCAT": Signature((_S, _S), STRING, optional=1, open_ended=True, grows=True),
     "STRING_CONTAINS": _PART,
     "STRING_STARTS_WITH": _PART,
     "STRING_ENDS_WITH": _PART,
@@ -72,9 +74,9 @@ ALLOWED: dict[str, Signature] = {
     "STRING_FIND": Signature((_S, _S), INTEGER),
     "STRING_COUNT": Signature((_S, _S), INTEGER),
     "REGEX_EXTRACT": Signature((_S, _S, _I), STRING, constants=frozenset({1, 2})),
-    "REGEX_REPLACE": Signature((_S, _S, _S), STRING, constants=frozenset({1, 2})),
+    "REGEX_REPLACE": Signature((_S, _S, _S), STRING, constants=frozenset({1, 2}), grows=True),
     "REGEX_MATCHES": Signature((_S, _S), BOOLEAN, constants=_SECOND),
-    "JSON_EXTRACT": Signature((_S, _S), STRING, constants=_SECOND),
+    "JSON_EXTRACT": Signature((_S, _S), STRING, constants=_SECOND, grows=True),
     # The constant names the type of the result.
     "CAST": Signature((SCALARS, _S), COMMON, constants=_SECOND),
     "ADD": _ARITHMETIC,
@@ -108,5 +110,5 @@ ALLOWED: dict[str, Signature] = {
     "SECOND": _OF_TIME,
     "WEEKDAY": _OF_TIME,
     "PARSE_TIMESTAMP": Signature((_S, _S), TIMESTAMP, constants=_SECOND),
-    "FORMAT_TIMESTAMP": Signature((_T, _S), STRING, constants=_SECOND),
+    "FORMAT_TIMESTAMP": Signature((_T, _S), STRING, constants=_SECOND, grows=True),
 }

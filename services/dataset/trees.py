@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -59,12 +59,16 @@ class Call:
 Expression = Column | Literal | Call
 
 
-def nodes(expression: Expression) -> int:
-    """Count the parts of a tree without recursion, so that a deep one is refused rather than overflows."""
-    count, waiting = 0, [expression]
+def walk(expression: Expression) -> Iterator[Expression]:
+    """Yield the parts of a tree without recursion, so that a deep one is refused rather than overflows."""
+    waiting = [expression]
     while waiting:
         node = waiting.pop()
-        count += 1
+        yield node
         if isinstance(node, Call):
             waiting.extend(node.arguments)
-    return count
+
+
+def nodes(expression: Expression) -> int:
+    """Count the parts of a tree."""
+    return sum(1 for _ in walk(expression))

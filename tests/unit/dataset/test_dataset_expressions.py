@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from murmura.api.dataset.v1 import expressions_pb2 as pb
 from services.dataset import execution, frames
 from services.dataset import expressions as ex
+from services.dataset.signatures import ALLOWED
 
 TEXT = ex.Column("text")
 # Letters that change length or meaning with case, white space of all kinds, characters of many bytes, and separators.
@@ -170,6 +171,37 @@ def test_slots_keep_their_units_over_the_seams_of_the_work() -> None:
     units = [number // 2 for number in range(count)]
     found = read(rows, ex.Filter(call("STRING_ENDS_WITH", TEXT, "7")), units=units)
     assert found == [(number // 2, f"t{number}") for number in range(count) if number % 10 == 7]
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_the_same_comes_out_however_many_rows_are_worked_on_at_once(grows: bool) -> None:
+    count = 3 * execution.ROWS_AT_ONCE + 7
+    rows = pl.DataFrame({"text": [None if n % 5 == 0 else f"t:{n}" for n in range(count)]})
+    second = call("LIST_GET", call("STRING_SPLIT", TEXT, ":"), 1)
+    made = call("STRING_CONCAT", second, "!") if grows else second
+    found = read(rows, ex.Assign("text", made), units=list(range(count)))
+    assert found == [(n, f"{n}!" if grows else f"{n}") for n in range(count) if n % 5]
+
+
+GROWING = {"LIST_JOIN", "STRING_REPLACE", "STRING_CONCAT", "REGEX_REPLACE", "JSON_EXTRACT", "FORMAT_TIMESTAMP"}
+
+
+def test_what_may_make_texts_long_is_worked_on_in_small_parts() -> None:
+    rows = pl.DataFrame({"text": ["x"] * 1000})
+
+    def largest(*operations: ex.Operation) -> int:
+        return max(part.height for part in execution.parts(rows, operations))
+
+    assert {name for name, signature in ALLOWED.items() if signature.grows} == GROWING
+    assert largest(ex.Assign("text", call("STRING_SLICE", TEXT, 0, 5))) == 1000
+    assert largest(ex.Filter(call("STRING_CONTAINS", TEXT, "x")), ex.Rename({"text": "t"})) == 1000
+    # Deep inside, in a filter, as a long constant, and by sheer number.
+    joined = call("STRING_CONCAT", TEXT, TEXT)
+    assert largest(ex.Assign("text", call("STRING_SLICE", call("STRING_LOWER", joined), 0, 5))) == 64
+    assert largest(ex.Filter(call("STRING_CONTAINS", joined, "x"))) == 64
+    assert largest(ex.Assign("text", ex.Literal("x" * 1000))) == 64
+    assert largest(*[ex.Assign(f"c{n}", call("STRING_LOWER", TEXT)) for n in range(40)]) == 64
+    assert [part.height for part in execution.parts(rows.clear(), [])] == []
 
 
 # ---------------------------------------------------------------- rows that disappear

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.dataset import execution, patterns
@@ -165,6 +165,7 @@ def test_patterns_match_as_python_matches(pattern, texts):
 
 
 @settings(max_examples=100, deadline=None)
+@example({"a": 1 << 63})
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=3),
@@ -177,7 +178,10 @@ def test_json_paths_find_what_python_finds(value):
         expected = value
         for key in keys:
             fits = isinstance(expected, dict if isinstance(key, str) else list)
-            expected = plainly(operator.getitem, expected, key) if fits else None
+            try:
+                expected = expected[key] if fits else None  # a number of any size: what comes out is its text
+            except LookupError:
+                expected = None
         if expected is not None and not isinstance(expected, str):
             expected = json.dumps(expected, ensure_ascii=False)
         assert made(call("JSON_EXTRACT", ONE, path), one=("STRING", [json.dumps(value)])) == [expected]
