@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 REREAD_S = 1.0
+DOMAIN = "murmura.internal"
 SERVICES = frozenset({"dataset", "inference", "ledger", "trainer"})
 _log = structlog.get_logger()
 

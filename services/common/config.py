@@ -16,14 +16,32 @@ from pydantic import Field, FilePath, ValidationError, field_validator, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.addresses import LOOPBACK, believable
-from services.common.certificates import Certificates, Unusable
+from services.common.certificates import DOMAIN, Certificates, Unusable
 from services.common.issuer import PEOPLE, Configuration
 from services.common.tokens import ROLES
 
 _NO_PEOPLE = frozenset({"worker"})
 
 
-class ServiceSettings(BaseSettings):
+class Settings(BaseSettings):
+    """Variables whose names begin with the class's prefix."""
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment; end the process with a sentence for each variable that is missing or wrong."""
+        try:
+            return cls()
+        except ValidationError as error:
+            for item in error.errors():
+                if item["loc"]:
+                    name = cls.model_config["env_prefix"] + "_".join(str(part) for part in item["loc"]).upper()
+                    print(f"{name}: {item['msg']}", file=sys.stderr)
+                else:
+                    print(item["msg"].removeprefix("Value error, "), file=sys.stderr)
+            raise SystemExit(2) from None
+
+
+class ServiceSettings(Settings):
     """What every service is told."""
 
     model_config = SettingsConfigDict(env_prefix="MURMURA_", extra="ignore")
@@ -39,7 +57,7 @@ class ServiceSettings(BaseSettings):
     tls_key: Path | None = Field(None, description="PEM file: its private key")
     tls_authority: Path | None = Field(None, description="PEM file: the authority of all services' certificates")
     tls_domain: str = Field(
-        "murmura.internal",
+        DOMAIN,
         pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$",
         description="a certificate of <service>.<domain> makes its holder that service",
     )
@@ -56,21 +74,6 @@ class ServiceSettings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", description="address at which it listens; anyone who reaches it may read")
     stop_grace_s: float = Field(10.0, ge=0)
     max_concurrent_rpcs: int = Field(512, ge=1)
-
-    @classmethod
-    def load(cls) -> Self:
-        """Read the environment; end the process with a sentence for each variable that is missing or wrong."""
-        try:
-            settings = cls()
-        except ValidationError as error:
-            for item in error.errors():
-                if item["loc"]:
-                    name = "MURMURA_" + "_".join(str(part) for part in item["loc"]).upper()
-                    print(f"{name}: {item['msg']}", file=sys.stderr)
-                else:
-                    print(item["msg"].removeprefix("Value error, "), file=sys.stderr)
-            raise SystemExit(2) from None
-        return settings
 
     @field_validator("oidc_roles")
     @classmethod

@@ -11,7 +11,11 @@ import sys
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common.certificates import DOMAIN, service_named
+from services.common.tls import name_check
 
 TIMEOUT_S = 3.0
 
@@ -38,19 +42,13 @@ def _channel(target: str) -> grpc.Channel:
     authority, certificate = (os.environ.get(f"MURMURA_TLS_{name}") for name in ("AUTHORITY", "CERTIFICATE"))
     if not authority or not certificate:
         return grpc.insecure_channel(target)
+    domain = os.environ.get("MURMURA_TLS_DOMAIN", DOMAIN)
+    own = x509.load_pem_x509_certificate(Path(certificate).read_bytes())
+    names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    service = service_named((name.encode() for name in names.get_values_for_type(x509.DNSName)), domain)
     credentials = grpc.ssl_channel_credentials(Path(authority).read_bytes())
-    return grpc.secure_channel(target, credentials, [("grpc.ssl_target_name_override", _name(certificate))])
-
-
-def _name(certificate: str) -> str:
-    """Return the service's name in its own certificate, whatever it is."""
-    from cryptography import x509
-
-    found = x509.load_pem_x509_certificate(Path(certificate).read_bytes())
-    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    domain = os.environ.get("MURMURA_TLS_DOMAIN", "murmura.internal")
-    ours = [name for name in names.get_values_for_type(x509.DNSName) if name.endswith(f".{domain}")]
-    return (ours or ["localhost"])[0]
+    # A certificate that names no service passes no check, here as with every other caller.
+    return grpc.secure_channel(target, credentials, name_check(service or "", domain))
 
 
 if __name__ == "__main__":

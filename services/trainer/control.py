@@ -63,7 +63,6 @@ class Control:
         self.store = store
         self.staging = staging
         self.checkpoints = checkpoints
-        self.token = token
         self.budget = Budget(ledger)
         self.tending = Tending(launcher, token, limits)
         self._artifacts = artifacts
@@ -79,7 +78,7 @@ class Control:
         """Return the lock under which a job is changed."""
         return self._locks.setdefault(job_id, asyncio.Lock())
 
-    async def save(self, job: Job) -> None:
+    def save(self, job: Job) -> None:
         """Write where a job stands, and wake whoever watches it."""
         self.store.update(job)
         self._tell(job)
@@ -129,7 +128,7 @@ class Control:
         staged = self.staging / job.job_id
         await asyncio.to_thread(self._artifacts.publish, staged, provenance)
         job = jobs.published(self.tending.counted(job), time.time())
-        await self.save(job)
+        self.save(job)
         self._forget(job)
         return job
 
@@ -206,14 +205,14 @@ class Control:
                 self.store.note(tended)
                 self._tell(tended)
             elif tended != job:
-                await self.save(tended)
+                self.save(tended)
                 if tended.ending is not None:
                     self.attend(job_id)
 
     async def _finish_reserving(self, record: Record) -> None:
         """Reserve for a job whose creation was interrupted; its caller may come back for it."""
         try:
-            await self.save(await self.budget.reserve(record))
+            self.save(await self.budget.reserve(record))
         except MurmuraError as error:
             if not is_refusal(error):
                 raise
@@ -222,7 +221,7 @@ class Control:
     async def _end(self, job: Job) -> None:
         """Settle and end a job without an adapter."""
         await self.budget.settle(job)
-        await self.save(jobs.ended(self.tending.counted(job), time.time()))
+        self.save(jobs.ended(self.tending.counted(job), time.time()))
         self._forget(job)
 
     def _forget(self, job: Job) -> None:

@@ -10,6 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+# EX_TEMPFAIL, of a worker that has left a checkpoint: another one is to go on from it.
+EVICTED = 75
+# Says which job and attempt the bearer of a pod's token works on; None where it proves nothing.
+Pods = Callable[[str], tuple[str, int] | None]
+
 
 @dataclass(frozen=True)
 class WorkOrder:

@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.trainer.launcher import Launcher
+from services.trainer.launcher import Launcher, Pods
 from services.trainer.local_launcher import LocalLauncher
-
-Pods = Callable[[str], tuple[str, int] | None]
 
 
 @dataclass(frozen=True)

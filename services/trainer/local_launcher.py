@@ -20,11 +20,10 @@ from pathlib import Path
 
 import psutil
 
-from services.trainer.launcher import ABSENT, Observation, WorkOrder
+from services.trainer.launcher import ABSENT, EVICTED, Observation, WorkOrder
 
 WORKER = (sys.executable, "-m", "services.trainer.worker")
 _LOG_CHARACTERS = 100_000
-_EVICTED = 75
 
 
 class LocalLauncher:
@@ -101,7 +100,7 @@ class LocalLauncher:
         child = self._children.get(job_id)
         if child is not None:
             code = child.poll()
-            return Observation(True, code is None, code, evicted=code == _EVICTED, node_seconds=held)
+            return Observation(True, code is None, code, evicted=code == EVICTED, node_seconds=held)
         return Observation(True, _find(facts) is not None, node_seconds=held)
 
     def stop(self, job_id: str, attempt: int) -> None:

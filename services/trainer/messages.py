@@ -33,12 +33,11 @@ CAUSES = {
 _EXPLAINED = ("WAITED_TOO_LONG", "IMAGE_UNAVAILABLE", "REFUSED_BY_CLUSTER", "EVICTED_TOO_OFTEN")
 
 
-def job_message(record: Record, now: float | None = None, prices: Prices | None = None) -> trainer_pb2.TrainingJob:
+def job_message(record: Record, prices: Prices | None = None) -> trainer_pb2.TrainingJob:
     """Return a job as a message.
 
     Args:
         record: the job.
-        now: seconds since the epoch, for how long it has waited; by default the present.
         prices: of machines; None where nobody says them.
     """
     job = record.job
@@ -47,7 +46,7 @@ def job_message(record: Record, now: float | None = None, prices: Prices | None 
         spec=record.spec,
         plan=record.plan,
         state=trainer_pb2.JobState.Value(f"JOB_STATE_{job.state}"),
-        stage=_stage(job, time.time() if now is None else now),
+        stage=_stage(job),
         completed_steps=job.completed_steps,
         reservation=job.reservation,
         evaluation_reservation=job.evaluation_reservation,
@@ -79,12 +78,12 @@ def job_message(record: Record, now: float | None = None, prices: Prices | None 
     return message
 
 
-def _stage(job: jobs.Job, now: float) -> str:
+def _stage(job: jobs.Job) -> str:
     """Say what goes on; of a worker that is waited for, what for and since when."""
     if not job.waiting or job.state in jobs.TERMINAL or job.ending is not None or job.cancel_requested:
         return job.stage
     what, _, more = job.waiting.partition(": ")
-    said = f"waiting for {what} since {_ago(now - job.waiting_since)}"
+    said = f"waiting for {what} since {_ago(time.time() - job.waiting_since)}"
     return f"{said}: {more}" if more else said
 
 

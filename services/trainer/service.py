@@ -99,7 +99,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
                 self._control.store.remove(job_id)
                 raise
             raise _undecided() from None
-        await self._control.save(reserved)
+        self._control.save(reserved)
         self._control.attend(job_id)
         return pb.CreateTrainingJobResponse(training_job=self._message(job_id))
 
@@ -148,7 +148,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
             record = self._visible(request.name, principal)
             if not record.job.cancel_requested:
                 try:
-                    await self._control.save(jobs.cancelling(record.job))
+                    self._control.save(jobs.cancelling(record.job))
                     self._control.attend(record.job.job_id)
                 except IllegalTransition as problem:
                     raise state_error(record.job, problem) from None
@@ -161,7 +161,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         return record
 
     def _said(self, record: Record) -> trainer_pb2.TrainingJob:
-        return job_message(record, prices=self._prices)
+        return job_message(record, self._prices)
 
     def _message(self, job_id: str) -> trainer_pb2.TrainingJob:
         record = self._control.store.get(job_id)

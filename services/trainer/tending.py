@@ -51,7 +51,7 @@ class Tending:
     """
 
     def __init__(self, launcher: Launcher, token: Callable[[Record], str], limits: Limits) -> None:
-        self.launcher, self._token, self.limits = launcher, token, limits
+        self.launcher, self.token, self.limits = launcher, token, limits
         self._calls = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="launcher")
         # Clocks of this life: a worker gets its whole time again after the trainer was away.
         self.born = time.monotonic()
@@ -92,7 +92,7 @@ class Tending:
             return jobs.ending(job, cause, job.checkpoint_steps if seen.waiting else None)
         if time.monotonic() - self._last_heard(job) > self.limits.silence / 4:
             # It may be waiting for us with a token that has expired.
-            await self._call(self.launcher.renew, job.job_id, self._token(record))
+            await self._call(self.launcher.renew, job.job_id, self.token(record))
         return job
 
     def counted(self, job: Job) -> Job:
@@ -134,7 +134,7 @@ class Tending:
             return jobs.ending(job, "STOPPED", None)
         if seen.waiting and self._waited_too_long(job):
             return jobs.ending(job, "WAITED_TOO_LONG", None)
-        order = WorkOrder(job.name, job.job_id, job.attempt, self._token(record))
+        order = WorkOrder(job.name, job.job_id, job.attempt, self.token(record))
         try:
             await self._call(self.launcher.ensure, order)
         except Refused as refusal:

@@ -7,7 +7,7 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from services.trainer.artifacts import MOST_BYTES, UnsoundAdapter, check
 from services.trainer.checkpoints import MOST_BYTES as MOST_CHECKPOINT_BYTES
 from services.trainer.control import Control
 from services.trainer.jobs import Fenced, IllegalTransition
-from services.trainer.launcher import Unavailable
+from services.trainer.launcher import Pods, Unavailable
 from services.trainer.messages import assignment
 from services.trainer.planning import Planner
 from services.trainer.service import state_error
@@ -31,7 +31,6 @@ from services.trainer.store import Record
 
 MOST_QUESTIONS = 8
 MOST_PATIENCE_S = 2.0
-Pods = Callable[[str], tuple[str, int] | None]
 
 
 class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
@@ -74,7 +73,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
             raise _fenced(record)
         if record.job.state in jobs.TERMINAL:
             raise state_error(record.job, IllegalTransition(record.job.state))
-        return pb.ExchangeTokenResponse(job_token=self._control.token(record))
+        return pb.ExchangeTokenResponse(job_token=self._control.tending.token(record))
 
     async def GetAssignment(self, request: pb.GetAssignmentRequest, context: Any) -> pb.GetAssignmentResponse:
         """Say what to run. From here on the job counts as started."""
@@ -82,7 +81,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
             record = self._own(request.job)
             attempt = int(current_principal().claims.get("attempt", 0))
             job = self._allowed(record, lambda: jobs.begun(record.job, attempt, time.time()))
-            await self._control.save(job)
+            self._control.save(job)
             self._control.tending.heard(job.job_id)
         location = self._planner.location(record.spec.base_model)
         return pb.GetAssignmentResponse(assignment=assignment(record, location))
@@ -97,9 +96,9 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
             )
             self._control.tending.heard(job.job_id)
             if job != record.job:
-                await self._control.save(job)
+                self._control.save(job)
         stop = job.cancel_requested or job.ending is not None
-        return pb.HeartbeatResponse(stop=stop, job_token=self._control.token(record))
+        return pb.HeartbeatResponse(stop=stop, job_token=self._control.tending.token(record))
 
     async def UploadAdapter(
         self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Any
@@ -139,7 +138,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
                 staged = self._control.staging / job_id
                 shutil.rmtree(staged, ignore_errors=True)
                 await asyncio.to_thread(_keep, incoming, staged)
-                await self._control.save(job)
+                self._control.save(job)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
@@ -168,7 +167,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
                 record = self._own(first.job)  # it may have been taken over while the bytes arrived
                 job = self._allowed(record, lambda: jobs.saved(record.job, first.attempt, first.completed_steps))
                 await asyncio.to_thread(checkpoints.keep, job_id, incoming)
-                await self._control.save(job)
+                self._control.save(job)
         finally:
             incoming.unlink(missing_ok=True)
         return pb.SaveCheckpointResponse()
@@ -194,7 +193,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
             known = request.cause in pb.FailureCause.values()
             cause = pb.FailureCause.Name(request.cause).removeprefix("FAILURE_CAUSE_") if known else "INTERNAL"
             job = self._allowed(record, lambda: jobs.ending(record.job, cause, request.attested_steps))
-            await self._control.save(job)
+            self._control.save(job)
         return pb.ReportFailureResponse()
 
     def _own(self, name: str) -> Record:

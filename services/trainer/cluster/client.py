@@ -38,17 +38,13 @@ _PAGE = 500
 _PASSING = frozenset({429, 500, 502, 503, 504})
 # More than jobs are started at once in the worst case; each waits for an answer of its own.
 _CONNECTIONS = 32
-_KINDS: dict[str, tuple[Any, str, Any, str]] = {
-    "Job": (client.BatchV1Api, "job", client.V1Job, "/apis/batch/v1/namespaces/{namespace}/jobs"),
-    "Pod": (client.CoreV1Api, "pod", client.V1Pod, "/api/v1/namespaces/{namespace}/pods"),
-    "Service": (client.CoreV1Api, "service", client.V1Service, "/api/v1/namespaces/{namespace}/services"),
-    "Event": (client.CoreV1Api, "event", client.CoreV1Event, "/api/v1/namespaces/{namespace}/events"),
-    "Lease": (
-        client.CoordinationV1Api,
-        "lease",
-        client.V1Lease,
-        "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
-    ),
+# The client's class and noun, and the path, of each kind.
+_KINDS: dict[str, tuple[Any, str, str]] = {
+    "Job": (client.BatchV1Api, "job", "/apis/batch/v1/namespaces/{namespace}/jobs"),
+    "Pod": (client.CoreV1Api, "pod", "/api/v1/namespaces/{namespace}/pods"),
+    "Service": (client.CoreV1Api, "service", "/api/v1/namespaces/{namespace}/services"),
+    "Event": (client.CoreV1Api, "event", "/api/v1/namespaces/{namespace}/events"),
+    "Lease": (client.CoordinationV1Api, "lease", "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
 }
 Object = dict[str, Any]
 _OPTIONS: Any = client.V1DeleteOptions
@@ -102,18 +98,7 @@ class Cluster:
         Raises:
             ClusterError: 409 where there is one of this name.
         """
-        _, _, _, path = _KINDS[body["kind"]]
-        # As the generated method does it, but for the models: to make one takes as long as all else that starts a job.
-        request = self._client.param_serialize(
-            method="POST",
-            resource_path=path,
-            path_params={"namespace": self.namespace},
-            query_params=[("fieldValidation", "Strict")],
-            header_params={"Accept": "application/json", "Content-Type": "application/json"},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        return self._retrying(lambda: self._client.call_api(*request, _request_timeout=(_CONNECT_S, _READ_S)).response)
+        return self._sent("POST", "", body, [("fieldValidation", "Strict")])
 
     def get(self, kind: str, name: str) -> Object | None:
         """Return an object, or None."""
@@ -131,9 +116,7 @@ class Cluster:
         Raises:
             ClusterError: 409 where it has changed.
         """
-        _, _, model, _ = _KINDS[body["kind"]]
-        call, name = self._call("replace", body["kind"]), body["metadata"]["name"]
-        return self._retrying(lambda: call(name, self.namespace, model.model_validate(body)))
+        return self._sent("PUT", f"/{body['metadata']['name']}", body, [])
 
     def delete(self, kind: str, found: Object, grace_s: int | None = None) -> None:
         """Delete this very object, with all that it owns; does nothing where it is gone.
@@ -242,8 +225,25 @@ class Cluster:
         """Close all connections."""
         self._client.close()
 
+    def _sent(self, method: str, under: str, body: Object, query: list[tuple[str, str]]) -> Object:
+        """Send an object as the generated methods do, but for the models.
+
+        To make a model of a Job takes as long as all else that starts one.
+        """
+        _, _, path = _KINDS[body["kind"]]
+        request = self._client.param_serialize(
+            method=method,
+            resource_path=path + under,
+            path_params={"namespace": self.namespace},
+            query_params=query,
+            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        return self._retrying(lambda: self._client.call_api(*request, _request_timeout=(_CONNECT_S, _READ_S)).response)
+
     def _call(self, verb: str, kind: str, timeout: tuple[float, float] = (_CONNECT_S, _READ_S)) -> Callable[..., Any]:
-        api, noun, _, _ = _KINDS[kind]
+        api, noun, _ = _KINDS[kind]
         method = getattr(api(self._client), f"{verb}_namespaced_{noun}")
         return lambda *arguments, **wanted: method(*arguments, **wanted, **_raw(timeout))
 

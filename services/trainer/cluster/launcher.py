@@ -22,7 +22,7 @@ from services.trainer.cluster.events import Events
 from services.trainer.cluster.records import PodRecord, Records, record_of
 from services.trainer.cluster.settings import ClusterSettings
 from services.trainer.cluster.watch import Watched
-from services.trainer.launcher import ABSENT, Observation, Refused, Unavailable, WorkOrder
+from services.trainer.launcher import ABSENT, EVICTED, Observation, Refused, Unavailable, WorkOrder
 
 WORKER = ("python", "-m", "services.trainer.worker")
 _LOG_LINES = 200
@@ -115,17 +115,18 @@ class KubernetesLauncher:
         last = max(over, key=lambda record: record.ended, default=PodRecord())
         failed = job is None or _is(job, "Failed") or _is(job, "Complete")
         replaced = over[:-1] if failed else over
-        died = [one for one in replaced if one.ran and one.exit_code not in (0, objects.EVICTED)]
+        died = [one for one in replaced if one.ran and one.exit_code not in (0, EVICTED)]
         now = time.time()
         held = sum((one.ended or now) - one.started for one in records.values() if one.started)
         seen = Observation(True, True, replaced=len(replaced), died=len(died), node_seconds=held)
         if job is None or failed:
-            evicted = last.exit_code == objects.EVICTED or last.reason == "Evicted"
+            evicted = last.exit_code == EVICTED or last.reason == "Evicted"
             cause = "" if evicted else _CAUSES.get(last.reason, "")
             return replace(seen, alive=False, exit_code=last.exit_code, cause=cause, evicted=evicted)
-        if cause := self._hopeless(job, len(records)):
+        active = self._active(job_id, attempt)
+        if cause := self._hopeless(job, active, len(records)):
             return replace(seen, alive=False, cause=cause)
-        return replace(seen, waiting=waiting.words(job, self._active(job), self._events.told))
+        return replace(seen, waiting=waiting.words(job, active, self._events.told))
 
     def stop(self, job_id: str, attempt: int) -> None:
         """Delete the Job; its pods get SIGTERM and the time for a checkpoint."""
@@ -182,12 +183,13 @@ class KubernetesLauncher:
             found = self._cluster.get("Pod", pod)  # the watch may be late
         if found is None or found["metadata"]["uid"] != uid:
             return None
-        owners = [one for one in found["metadata"].get("ownerReferences", []) if one.get("controller")]
-        for job in self._jobs.all():
-            if owners and owners[0]["kind"] == "Job" and owners[0]["uid"] == job["metadata"]["uid"]:
-                marks = job["metadata"]["labels"]
-                return marks[objects.JOB], int(marks[objects.ATTEMPT])
-        return None
+        references = found["metadata"].get("ownerReferences", [])
+        owner = next((one for one in references if one.get("controller") and one["kind"] == "Job"), None)
+        job = self._jobs.get(owner["name"]) if owner else None
+        if owner is None or job is None or job["metadata"]["uid"] != owner["uid"]:
+            return None
+        marks = job["metadata"]["labels"]
+        return marks[objects.JOB], int(marks[objects.ATTEMPT])
 
     def close(self) -> None:
         """Stop watching; workers go on."""
@@ -265,11 +267,10 @@ class KubernetesLauncher:
             raise Refused(error.words) from None
         raise Unavailable(f"{error.code}: {error.words}") from None
 
-    def _hopeless(self, job: Object, pods: int) -> str:
+    def _hopeless(self, job: Object, active: list[Object], pods: int) -> str:
         """Return why an attempt that is not over can never go on, or nothing."""
         if pods > self._settings.most_pods:
             return "EVICTED_TOO_OFTEN"
-        active = self._active(job)
         uid = job["metadata"]["uid"]
         if waiting.broken(active):
             return "REFUSED_BY_CLUSTER"
@@ -286,9 +287,8 @@ class KubernetesLauncher:
         pods = self._pods.of(job_id)
         return [pod for pod in pods if pod["metadata"]["labels"].get(objects.ATTEMPT) == str(attempt)]
 
-    def _active(self, job: Object) -> list[Object]:
-        marks = job["metadata"]["labels"]
-        found = self._of(marks[objects.JOB], int(marks[objects.ATTEMPT]))
+    def _active(self, job_id: str, attempt: int) -> list[Object]:
+        found = self._of(job_id, attempt)
         return [pod for pod in found if not record_of(pod).over and not pod["metadata"].get("deletionTimestamp")]
 
     def _printed(self, pod: Object) -> str:

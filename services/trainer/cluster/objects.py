@@ -11,14 +11,13 @@ import json
 from typing import Any
 
 from services.trainer.cluster.settings import ClusterSettings
-from services.trainer.launcher import WorkOrder
+from services.trainer.launcher import EVICTED, WorkOrder
 
 CONTAINER = "worker"
 JOB, ATTEMPT, DEPLOYMENT = "murmura.dev/job", "murmura.dev/attempt", "murmura.dev/deployment"
 SPEC_HASH = "murmura.dev/spec-hash"
 INDEX = "batch.kubernetes.io/job-completion-index"
 AUDIENCE = "murmura-trainer"
-EVICTED = 75
 SUMMARY = "/dev/termination-log"
 MEETING_PORT = 29_400
 _TOKEN_DIRECTORY = "/var/run/secrets/murmura"  # noqa: S105 - a place, not a secret

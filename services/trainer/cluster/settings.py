@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.config import Settings
 
 _NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
-class ClusterSettings(BaseSettings):
+class ClusterSettings(Settings):
     """Where workers run, and on what."""
 
     model_config = SettingsConfigDict(env_prefix="MURMURA_CLUSTER_", extra="ignore")
@@ -42,14 +43,3 @@ class ClusterSettings(BaseSettings):
     image_wait_s: float = Field(300.0, gt=0, description="for an image that cannot be pulled")
     most_pods: int = Field(100, ge=1, description="of one attempt; evicted ones are replaced by the cluster")
     resync_s: float = Field(300.0, gt=0, description="between two full lists")
-
-    @classmethod
-    def load(cls) -> Self:
-        """Read the environment; end the process with a sentence for each variable that is missing or wrong."""
-        try:
-            return cls()
-        except ValidationError as error:
-            for item in error.errors():
-                name = "MURMURA_CLUSTER_" + "_".join(str(part) for part in item["loc"]).upper()
-                print(f"{name}: {item['msg']}", file=sys.stderr)
-            raise SystemExit(2) from None

@@ -16,8 +16,9 @@ import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from services.trainer.launcher import EVICTED
 from services.trainer.worker.ranks import MEETING
-from services.trainer.worker.session import EVICTED, FAILED
+from services.trainer.worker.session import FAILED
 
 
 def launch(count: int) -> int:

@@ -19,6 +19,7 @@ import torch
 from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from services.trainer.launcher import EVICTED
 from services.trainer.worker.checkpoint import binding
 from services.trainer.worker.clipping import Clipping
 from services.trainer.worker.data import Row, Unit, group_units
@@ -47,8 +48,6 @@ CHUNK_BYTES = 1 << 19
 CALL_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 600.0
 FAILED = 1
-# EX_TEMPFAIL, for whoever started the worker: another one is to go on from the checkpoint.
-EVICTED = 75
 
 
 def is_out_of_memory(error: Exception) -> bool:

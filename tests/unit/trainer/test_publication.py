@@ -383,7 +383,7 @@ async def test_a_job_that_fails_unforeseen_does_not_stop_the_others(tmp_path: Pa
     def token(_: Record) -> str:
         raise ValueError("something that nobody foresaw")
 
-    control.tending._token = token
+    control.tending.token = token
     loop = asyncio.create_task(control.reconcile_forever())
     try:
         async with asyncio.timeout(10):
@@ -399,7 +399,7 @@ async def test_a_watcher_misses_no_change(tmp_path: Path) -> None:
     control = World(tmp_path).life()
     control.store.add(record(jobs.Job("job", "a", 20)))
     news, other = control.news("job"), control.news("other")
-    await control.save(jobs.reserved(jobs.Job("job", "a", 20), RESERVATION))
+    control.save(jobs.reserved(jobs.Job("job", "a", 20), RESERVATION))
     async with asyncio.timeout(1):
         await news.wait()
     assert not control.news("job").is_set()
