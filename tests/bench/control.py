@@ -33,14 +33,13 @@ from rich.table import Table
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from tests.support.cloud import Cloud
-from tests.support.deployment import BASE_MODEL, STUBS, tiny_base_model
+from tests.support.deployment import BASE_MODEL, tiny_base_model
 from tests.support.stand_ins import StandIns
 
 COUNTS = (1, 100)
 ROUNDS = {1: 20, 100: 3}
 P50_BAR_S, P99_BAR_S = 1.0, 5.0
 LEFT_AFTER_S = 30.0
-JOBS_OF_A_DATASET = 8
 _console = Console(stderr=True)
 
 
@@ -63,17 +62,7 @@ class Bench:
             return create(plural, namespace, body, strict)
 
         api.store.create = noting  # type: ignore[method-assign]
-        for service in STUBS:
-            self.cloud.start(service)
-
-    def datasets(self, jobs: int) -> list[Any]:
-        """Register rows for so many jobs, each dataset with an account of its own: one covers few jobs."""
-        return [self._dataset() for _ in range(0, jobs, JOBS_OF_A_DATASET)]
-
-    def _dataset(self) -> Any:
-        salt = uuid.uuid4().hex
-        rows = [{"patient": f"p{unit}", "text": f"{salt} {unit} {row}"} for unit in range(400) for row in range(2)]
-        return self.cloud.register(rows, epsilon=100.0)
+        self.cloud.start_all()
 
     async def round(self, count: int, datasets: list[Any]) -> tuple[list[float], list[float]]:
         """Run so many jobs at once; returns the seconds to each pod and to each end."""
@@ -109,11 +98,11 @@ def main() -> int:
     figures: dict[str, dict[str, float]] = {}
     bench = Bench(directory)
     try:
-        asyncio.run(bench.round(2, bench.datasets(2)))  # warms it up
+        asyncio.run(bench.round(2, bench.cloud.datasets(2)))  # warms it up
         for count in COUNTS:
             to_pod, to_done = [], []
             for _ in range(ROUNDS[count]):
-                pods, dones = asyncio.run(bench.round(count, bench.datasets(count)))
+                pods, dones = asyncio.run(bench.round(count, bench.cloud.datasets(count)))
                 to_pod, to_done = to_pod + pods, to_done + dones
             figures[str(count)] = {
                 f"{what}_{quantile}_s": round(statistics.quantiles(found, n=100)[at], 3)

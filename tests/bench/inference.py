@@ -37,8 +37,8 @@ from services.inference.engine import EngineSettings
 from services.inference.vllm_engine import set_environment
 from tests.bench.load import Seen, drive, later, over, pooled
 from tests.support.inference_process import deploy
+from tests.support.ports import free_port
 from tests.support.random_models import make_adapter, make_base, publish
-from tests.support.redis_server import free_port
 
 MODEL = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16}
 SETTINGS = {"max_context": 256, "max_adapters": 8, "max_resident_adapters": 8, "max_rank": 16}

@@ -30,7 +30,8 @@ from murmura.api.common.v1 import privacy_pb2
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2_grpc
 from murmura.api.ledger.v1 import ledger_service_pb2 as pb
 from tests.support.ledger_process import Ledger
-from tests.support.redis_server import BINARIES, RedisServer, free_port
+from tests.support.ports import free_port
+from tests.support.redis_server import BINARIES, RedisServer
 
 CLIENTS = 64
 SECONDS = 6.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import json
-import socket
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from murmura.local import deployment
 from murmura.local.layout import SERVICES, Layout
 from tests.support import canary
 from tests.support.canary import Canary
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -81,7 +81,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Give every service a port for its metrics."""
-    ports, plain = {service: _free_port() for service in SERVICES}, Layout.environment
+    ports, plain = {service: free_port() for service in SERVICES}, Layout.environment
 
     def environment(self: Layout, service: str, *rest: Any) -> dict[str, str]:
         return plain(self, service, *rest) | {"MURMURA_METRICS_PORT": str(ports[service])}
@@ -250,9 +250,3 @@ def _scraped(port: int) -> str:
         text: str = answer.read().decode()
     assert "# TYPE" in text
     return text
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support import deployment
-from tests.support.deployment import BASE_MODEL, STUBS, Cluster
+from tests.support.deployment import BASE_MODEL, Cluster
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +28,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path) -> 
     """Ledger, dataset service and trainer, shared by the tests of a module."""
     # A path that nothing renames: workers of this cluster are known by it.
     directory = tmp_path_factory.mktemp("cluster").resolve()
-    made = Cluster(directory, {BASE_MODEL: str(tiny_base_model)})
-    try:
-        for service in STUBS:
-            made.start(service)
+    with Cluster(directory, {BASE_MODEL: str(tiny_base_model)}) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture

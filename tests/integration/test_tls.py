@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from murmura.client import Client
 from tests.support.certificates import Authority
 from tests.support.deployment import BASE_MODEL, Cluster
 from tests.support.identity_provider import Provider
+from tests.support.ports import free_port
 
 ROLES = {"doctors": "analyst", "data office": "steward"}
 
@@ -33,7 +33,7 @@ class Site(Cluster):
         self.authority = Authority(directory / "tls")
         self.provider = Provider()
         self.files = {name: self.authority.service(name) for name in ("ledger", "dataset", "trainer", "inference")}
-        self._for_services = {name: _free_port() for name in self.files}
+        self._for_services = {name: free_port() for name in self.files}
         super().__init__(directory, base_models)
         # No one signs in with a key that this deployment made.
         keys = json.loads(self._identity.trusted_keys.read_text())["keys"]
@@ -72,6 +72,10 @@ class Site(Cluster):
             }
         )
 
+    def stop(self) -> None:
+        super().stop()
+        self.provider.stop()
+
     def who(self, role: str = "analyst", subject: str = "") -> tuple[tuple[str, str], ...]:
         groups = [group for group, given in ROLES.items() if given == role]
         return (("authorization", f"Bearer {self.provider.token(sub=subject or role, groups=groups)}"),)
@@ -83,14 +87,8 @@ class Site(Cluster):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path) -> Iterator[Site]:
-    made = Site(tmp_path_factory.mktemp("site").resolve(), {BASE_MODEL: str(tiny_base_model)})
-    try:
-        for service in ("ledger", "dataset", "trainer"):
-            made.start(service)
+    with Site(tmp_path_factory.mktemp("site").resolve(), {BASE_MODEL: str(tiny_base_model)}) as made:
         yield made
-    finally:
-        made.stop()
-        made.provider.stop()
 
 
 def test_a_job_runs_from_the_data_to_the_adapter_and_every_step_is_in_an_audit_log(
@@ -247,9 +245,3 @@ def _code(call: Any) -> grpc.StatusCode:
         code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
         return code
     return grpc.StatusCode.OK
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
+from typing import Any
 
 from services.trainer.cluster.client import CLUSTER_RULES, RULES
 from tests.support.deployment import Cluster
-from tests.support.kube_api.server import KubeApi
+from tests.support.kube_api.server import NAMESPACE, KubeApi
 
-NAMESPACE = "murmura-workers"
+JOBS_OF_A_DATASET = 8
 # What the manifests give the trainer, and no right more.
 RIGHTS = {(group, resource, verb) for group, resource, verbs in (*RULES, *CLUSTER_RULES) for verb in verbs}
 
@@ -64,8 +66,17 @@ class Cloud(Cluster):
         self.wait(runs, f"a pod of {name} runs")
         return found[0]
 
+    def datasets(self, jobs: int) -> list[Any]:
+        """Register rows for so many jobs, each dataset with an account of its own: one covers few jobs."""
+        return [self._dataset() for _ in range(0, jobs, JOBS_OF_A_DATASET)]
+
     def stepping(self, name: str) -> None:
         self.wait(lambda: self.job(name).completed_steps > 0, f"{name} takes steps")
+
+    def _dataset(self) -> Any:
+        salt = uuid.uuid4().hex
+        rows = [{"patient": f"p{unit}", "text": f"{salt} {unit} {row}"} for unit in range(400) for row in range(2)]
+        return self.register(rows, epsilon=100.0)
 
     def empty(self) -> bool:
         return not any(self.api.names(plural) for plural in ("jobs", "pods", "services"))

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import psutil
@@ -27,6 +26,7 @@ from murmura.api.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
 from murmura.local.identity import Identity
 from services.common.tokens import load_signing_key, mint
+from tests.support.ports import free_port
 
 BASE_MODEL = "tiny"
 PATIENCE_S = 120.0
@@ -52,7 +52,7 @@ class Cluster:
         self._base_models = base_models
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._channels: list[grpc.Channel] = []
-        self.endpoints = {service: f"127.0.0.1:{_free_port()}" for service in STUBS}
+        self.endpoints = {service: f"127.0.0.1:{free_port()}" for service in STUBS}
         for service in STUBS:
             self._identity.mint(f"service:{service}", "service")
         for service, stub in STUBS.items():
@@ -102,6 +102,23 @@ class Cluster:
                 start_new_session=True,
             )
         self.wait(lambda: self._serves(service), f"{service} serves")
+
+    def __enter__(self) -> Self:
+        """Start all services; they end with the block."""
+        try:
+            self.start_all()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start_all(self) -> None:
+        """Start all services."""
+        for service in STUBS:
+            self.start(service)
 
     def kill(self, service: str) -> None:
         """End a service as a power cut would."""
@@ -268,9 +285,3 @@ def tiny_base_model(place: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(str(place))
     return place
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -18,9 +18,8 @@ from services.trainer.cluster.launcher import KubernetesLauncher
 from services.trainer.cluster.settings import ClusterSettings
 from services.trainer.launcher import Launcher, Observation, WorkOrder
 from services.trainer.local_launcher import LocalLauncher
-from tests.support.kube_api.server import KubeApi
+from tests.support.kube_api.server import NAMESPACE, KubeApi
 
-NAMESPACE = "murmura-workers"
 TOLD = {"MURMURA_TRAINER_ENDPOINT": "trainer:1", "MURMURA_DATASET_ENDPOINT": "dataset:1"}
 # What a real worker does to whoever runs it: says what it was told, leaves a summary, exits as it was asked to.
 WORKER = """

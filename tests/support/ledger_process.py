@@ -10,7 +10,7 @@ from pathlib import Path
 from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from murmura.local.identity import Identity
 from services.common.tokens import load_signing_key, mint
-from tests.support.redis_server import free_port
+from tests.support.ports import free_port
 
 
 class Ledger:

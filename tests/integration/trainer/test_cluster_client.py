@@ -18,8 +18,8 @@ from services.trainer.cluster.lease import Lease
 from services.trainer.cluster.settings import ClusterSettings
 from services.trainer.cluster.watch import Watched
 from services.trainer.launcher import Refused, WorkOrder
-from tests.support.kube_api.server import KubeApi
-from tests.support.launchers import NAMESPACE, small_kubernetes, until
+from tests.support.kube_api.server import NAMESPACE, KubeApi
+from tests.support.launchers import small_kubernetes, until
 
 SETTINGS = ClusterSettings(image="murmura/worker:test", namespace=NAMESPACE, fake_gpu=True)
 

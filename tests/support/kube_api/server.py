@@ -22,6 +22,7 @@ from tests.support.kube_api.scheduler import Scheduler
 from tests.support.kube_api.store import Store, now
 
 T = TypeVar("T")
+NAMESPACE = "murmura-workers"
 _STEP_S, _TICK_S = 0.02, 0.1
 
 
@@ -66,7 +67,7 @@ class KubeApi:
         """Answer again, at the same address."""
         self.wait(self._serve())
 
-    def kubeconfig(self, path: Path, rules: Any = "all", namespace: str = "murmura-workers") -> Path:
+    def kubeconfig(self, path: Path, rules: Any = "all", namespace: str = NAMESPACE) -> Path:
         """Write a kubeconfig for a user with some rights: triples of group, resource and verb."""
         token = secrets.token_urlsafe(16)
         self.users[token] = rules

@@ -18,7 +18,7 @@ from murmura.api.dataset.v1 import dataset_pb2
 from services.dataset.columns import Unreadable
 from services.dataset.sources import Sources, Stores
 from services.dataset.vault import Vault
-from tests.support.redis_server import free_port
+from tests.support.ports import free_port
 
 ROWS = pl.DataFrame({"patient": [f"p{n // 2}" for n in range(3000)], "text": [f"note {n}" for n in range(3000)]})
 
