@@ -1,22 +1,17 @@
 """The journal in Redis, for deployments whose ledger has no disk of its own.
 
 One list holds it, an entry each. Comparing the head and appending are one script with one write in it, so that Redis's
-lack of rollback has nothing to spoil. Every connection is vetted before a command passes through it: a server that was
-failed over or configured anew in the meantime is not the one that was trusted.
+lack of rollback has nothing to spoil.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
-
+from services.common.redis_checks import RedisUnusable
+from services.common.redis_client import TrustedRedis
 from services.ledger.journal import GENESIS, Entry, Head, HeadMoved, JournalBroken, StoreUnusable
-from services.ledger.redis_checks import NEEDED, complaints, parse_info
 
 ENTRIES_IN_ONE_READ = 1000
 _T = TypeVar("_T")
@@ -47,25 +42,12 @@ class RedisStore:
     def __init__(
         self, url: str, prefix: str = "murmura:ledger", password: str | None = None, timeout_s: float = 5.0
     ) -> None:
-        parts = urlsplit(url)
-        self._where = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
         self._key, self._snapshot_key = f"{prefix}:journal", f"{prefix}:snapshot"
-        self._client = redis.Redis.from_url(
-            url,
-            password=password,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            protocol=2,
-            # Once more, at once: a connection that idled while the server restarted is no trouble. An append that is
-            # sent twice is found out by the comparison of heads.
-            retry=Retry(ConstantBackoff(0.05), 1),
-            redis_connect_func=self._vet,
-        )
         try:
-            self._do(self._client.ping)
-        except StoreUnusable:
-            self.close()
-            raise
+            self._redis = TrustedRedis(url, "the journal", password, timeout_s)
+        except RedisUnusable as problem:
+            raise StoreUnusable(str(problem)) from problem
+        self._client = self._redis.client
 
     def append(self, expected: Head, entries: list[Entry]) -> None:
         """Append entries after `expected`; see `journal.Store`.
@@ -74,6 +56,7 @@ class RedisStore:
             HeadMoved: if the head is not `expected`.
             StoreUnusable: if there was no answer; the entries may be in or not.
         """
+        # An append that is sent twice is found out by the comparison of heads.
         heads = [_head_text(0, GENESIS), _head_text(expected.sequence, expected.hash)]
         rows = [_head_text(e.sequence, e.hash) + f"{e.previous_hash}\n{e.payload}" for e in entries]
         if not self._do(lambda: self._client.eval(_APPEND, 1, self._key, *heads, *rows)):
@@ -115,41 +98,17 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.connection_pool.disconnect()
+        self._redis.close()
 
     def _page(self, first: int, size: int) -> list[bytes]:
-        return self._do(lambda: self._client.lrange(self._key, first, first + size - 1))  # type: ignore[return-value, arg-type]
+        rows: list[bytes] = self._do(lambda: self._client.lrange(self._key, first, first + size - 1))
+        return rows
 
     def _do(self, command: Callable[[], _T]) -> _T:
         try:
-            return command()
-        except redis.RedisError as error:
-            # What is wrong may be the server and not the command (it became a replica, say): vet it again.
-            self._client.connection_pool.disconnect(inuse_connections=False)
-            raise StoreUnusable(f"Redis at {self._where} cannot be used: {str(error).rstrip('.')}.") from error
-
-    def _vet(self, connection: Any) -> None:
-        """Refuse a connection to a server that may not be trusted. Runs on each before anything else does."""
-        try:
-            connection.on_connect()
-            info = parse_info(_ask(connection, "INFO").decode())
-            config = {name: _setting(connection, name) for name in NEEDED}
-            if found := complaints(config, info):
-                raise StoreUnusable(f"Redis at {self._where} may not keep the journal. {' '.join(found)}")
-        except BaseException:
-            # redis-py would keep an open connection and never vet it again.
-            connection.disconnect()
-            raise
-
-
-def _ask(connection: Any, *words: str) -> Any:
-    connection.send_command(*words)
-    return connection.read_response()
-
-
-def _setting(connection: Any, name: str) -> str:
-    answer = _ask(connection, "CONFIG", "GET", name)
-    return answer[1].decode() if answer else "unknown"
+            return self._redis.do(command)
+        except RedisUnusable as problem:
+            raise StoreUnusable(str(problem)) from problem
 
 
 def _head_text(sequence: int, digest: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -13,8 +14,9 @@ import grpc
 from pydantic import Field, model_validator
 
 from murmura.api.trainer.v1 import trainer_service_pb2_grpc
-from services.common.config import ServiceSettings
 from services.common.ledger import Ledger, Witness
+from services.common.redis_checks import RedisUnusable
+from services.common.redis_settings import PREFIX_PATTERN, StoreSettings
 from services.common.requests import frame_digest
 from services.common.server import Lifecycle, serve
 from services.common.tokens import load_signing_key, mint
@@ -26,14 +28,15 @@ from services.trainer.launching import Launching, launching
 from services.trainer.planning import Planner
 from services.trainer.prices import Prices, UnsoundPrices
 from services.trainer.service import TrainerService
-from services.trainer.store import JobStore, Record
+from services.trainer.sqlite_database import SqliteDatabase
+from services.trainer.store import Database, JobStore, Record
 from services.trainer.tending import Limits
 from services.trainer.workers import WorkerService
 
 JOB_TOKEN_LIFETIME_S = 600
 
 
-class TrainerSettings(ServiceSettings):
+class TrainerSettings(StoreSettings):
     """What the trainer is told."""
 
     ledger_endpoint: str = Field(description="host:port of the ledger")
@@ -53,7 +56,8 @@ class TrainerSettings(ServiceSettings):
     launcher: str = Field(
         "local", pattern="local|kubernetes", description="where workers run; see MURMURA_CLUSTER_* for kubernetes"
     )
-
+    redis_key_prefix: str = Field("murmura:trainer", pattern=PREFIX_PATTERN, description="of the jobs' keys")
+    redis_timeout_s: float = Field(2.0, gt=0, description="for connecting, and for an answer; all wait for it")
     prices: Path | None = Field(None, description="TOML file: what machines cost; see prices.py")
 
     @model_validator(mode="after")
@@ -70,13 +74,32 @@ class TrainerSettings(ServiceSettings):
         return Prices.read(self.prices) if self.prices is not None else None
 
 
-async def _alone(where: Launching, lifecycle: Lifecycle) -> None:
-    """Wait until no other trainer is active; from then on end when that can no longer be relied on."""
-    running = asyncio.get_running_loop()
+def open_database(settings: TrainerSettings, superseded: Callable[[], None]) -> Database:
+    """Open the database that the settings name.
 
-    def lost() -> None:
-        running.call_soon_threadsafe(lifecycle.end, 1)
+    Args:
+        settings: of the trainer.
+        superseded: is called from any thread when another trainer has opened it since.
 
+    Raises:
+        RedisUnusable: naming the setting, if it cannot be used.
+    """
+    if settings.store == "sqlite":
+        return SqliteDatabase(settings.state_dir / "jobs.sqlite3")
+    try:
+        from services.common.redis_client import TrustedRedis
+        from services.trainer.redis_database import RedisDatabase
+    except ImportError:
+        raise RedisUnusable("MURMURA_STORE: redis needs the package redis: install murmura-services[redis].") from None
+    try:
+        server = TrustedRedis(settings.redis_url, "jobs", settings.redis_password(), settings.redis_timeout_s)
+        return RedisDatabase(server, superseded, settings.redis_key_prefix)
+    except RedisUnusable as problem:
+        raise RedisUnusable(f"MURMURA_REDIS_URL: {problem}") from problem
+
+
+async def _alone(where: Launching, lifecycle: Lifecycle, lost: Callable[[], None]) -> None:
+    """Wait until no other trainer is active; `lost` is called when that can no longer be relied on."""
     waiting = [
         asyncio.ensure_future(asyncio.to_thread(where.acquire, lost)),
         asyncio.ensure_future(lifecycle.ended()),
@@ -125,8 +148,6 @@ async def main() -> int:
         return 2
 
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
-        store = JobStore(settings.state_dir / "jobs.sqlite3")
-        lifecycle.resources.callback(store.close)
         to_ledger = Upstream("ledger", settings.ledger_endpoint, settings)
         datasets = Upstream("dataset", settings.dataset_endpoint, settings)
         for upstream in (to_ledger, datasets):
@@ -139,7 +160,23 @@ async def main() -> int:
         } | settings.told_to_workers()
         where = launching(settings.launcher, settings.state_dir / "workers", told, settings.running_limit_s)
         lifecycle.resources.push_async_callback(asyncio.to_thread, where.release)
-        await _alone(where, lifecycle)
+        running = asyncio.get_running_loop()
+        loop: asyncio.Task[None] | None = None
+
+        def stop_acting() -> None:
+            # The calls that are under way may take a while to end; what starts and removes workers must not.
+            if loop is not None:
+                loop.cancel()
+            lifecycle.end(exit_code=1)
+
+        def another_acts() -> None:
+            running.call_soon_threadsafe(stop_acting)
+
+        await _alone(where, lifecycle, another_acts)
+        # Not before: what another trainer still changes is not read, and one that is active is not shut out.
+        database = await asyncio.to_thread(open_database, settings, another_acts)
+        lifecycle.resources.callback(database.close)
+        store = JobStore(database)
         artifacts = ArtifactStore(settings.artifacts, key)
         staging = settings.state_dir / "staging"
         checkpoints = Checkpoints(settings.state_dir / "checkpoints")
@@ -164,7 +201,11 @@ async def main() -> int:
         lifecycle.resources.callback(loop.cancel)
         return ["murmura.api.trainer.v1.TrainerService", "murmura.api.trainer.v1.WorkerService"]
 
-    return await serve("trainer", settings, register)
+    try:
+        return await serve("trainer", settings, register)
+    except RedisUnusable as problem:
+        print(problem, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

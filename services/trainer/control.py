@@ -73,6 +73,8 @@ class Control:
         self._calm.set()
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
+        # Jobs about which a write has failed; perhaps it was done.
+        self._unsure: set[str] = set()
 
     def lock(self, job_id: str) -> asyncio.Lock:
         """Return the lock under which a job is changed."""
@@ -80,7 +82,9 @@ class Control:
 
     def save(self, job: Job) -> None:
         """Write where a job stands, and wake whoever watches it."""
+        self._unsure.add(job.job_id)
         self.store.update(job)
+        self._unsure.discard(job.job_id)
         self._tell(job)
 
     def _tell(self, job: Job) -> None:
@@ -146,7 +150,7 @@ class Control:
         clearing = asyncio.create_task(self._clear_away_forever())
         try:
             while True:
-                for job_id in self.store.unfinished_ids():
+                for job_id in {*self.store.unfinished_ids(), *self._unsure}:
                     if job_id not in self._busy:
                         self.attend(job_id)
                 await asyncio.sleep(PERIOD_S)
@@ -192,9 +196,16 @@ class Control:
         """Bring a job one step further."""
         async with self.lock(job_id):
             record = self.store.get(job_id)
-            if record is None or record.job.state in TERMINAL:
+            unsure = job_id in self._unsure
+            self._unsure.discard(job_id)
+            if record is None:
                 return
             job = record.job
+            if job.state in TERMINAL:
+                if unsure:  # its end was written down after all, and nothing that follows was done
+                    self._tell(job)
+                    self._forget(job)
+                return
             if job.state == jobs.PUBLISHING:
                 await self.publish(record)
             elif job.ending is not None:

@@ -1,35 +1,16 @@
-"""Jobs on disk: what must not be forgotten when the trainer dies. A SQLite file."""
+"""Jobs, and what must not be forgotten of them when the trainer dies. Where they lie is a database's business."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from murmura.api.trainer.v1 import trainer_pb2
 from services.trainer.jobs import TERMINAL, Ending, Job
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    job_id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    body_hash TEXT NOT NULL,
-    terminal INTEGER NOT NULL,
-    facts TEXT NOT NULL,
-    spec BLOB NOT NULL,
-    plan BLOB NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS requests (
-    subject TEXT NOT NULL,
-    request_id TEXT NOT NULL,
-    body_hash TEXT NOT NULL,
-    PRIMARY KEY (subject, request_id)
-) STRICT;
-"""
 
 
 @dataclass(frozen=True)
@@ -49,43 +30,65 @@ class Record:
     plan: trainer_pb2.Plan
 
 
+class JobExists(Exception):
+    """There is another job of this id."""
+
+
+class Database(Protocol):
+    """Keeps jobs. What a call has written when it returns is there after a power cut; when it raises, nobody knows."""
+
+    def add(self, record: Record) -> None:
+        """Write a new job.
+
+        Raises:
+            JobExists: if there is one of its id.
+        """
+
+    def update(self, job: Job) -> None:
+        """Write where a job stands; nothing if there is none of its id."""
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job; nothing if there is none."""
+
+    def first_body(self, subject: str, request_id: str, body_hash: str) -> str:
+        """Note someone's request and return the digest of the body that its id first came with."""
+
+    def read(self, job_id: str) -> Record | None:
+        """Return a job, or None."""
+
+    def unfinished(self) -> list[Record]:
+        """Return the jobs that are not over, oldest first."""
+
+    def newest_first(self) -> list[Record]:
+        """Return all jobs."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 class JobStore:
     """The jobs. Those that are not over are kept in memory besides: every call of a worker looks at one.
 
     Args:
-        path: made if it does not exist.
+        database: where they lie.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        self._connection.executescript(_SCHEMA)
-        found = self._select("WHERE terminal = 0 ORDER BY number", ())
-        self._unfinished = {record.job.job_id: record for record in found}
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._unfinished = {record.job.job_id: record for record in database.unfinished()}
+        # Those about which a write has failed: perhaps it was done. The next look at one asks the database.
+        self._doubtful: set[str] = set()
 
     def add(self, record: Record) -> None:
         """Write a new job."""
-        self._execute(
-            "INSERT INTO jobs (job_id, owner, body_hash, terminal, facts, spec, plan) VALUES (?, ?, ?, 0, ?, ?, ?)",
-            (
-                record.job.job_id,
-                record.job.owner,
-                record.body_hash,
-                _facts(record.job),
-                record.spec.SerializeToString(),
-                record.plan.SerializeToString(),
-            ),
-        )
+        with self._doubting(record.job.job_id):
+            self._database.add(record)
         self._unfinished[record.job.job_id] = record
 
     def update(self, job: Job) -> None:
         """Write where a job stands."""
-        self._execute(
-            "UPDATE jobs SET facts = ?, terminal = ? WHERE job_id = ?",
-            (_facts(job), job.state in TERMINAL, job.job_id),
-        )
+        with self._doubting(job.job_id):
+            self._database.update(job)
         if job.state in TERMINAL:
             self._unfinished.pop(job.job_id, None)
         self.note(job)
@@ -97,61 +100,56 @@ class JobStore:
 
     def remove(self, job_id: str) -> None:
         """Forget a job whose budget was refused: it never was one."""
-        self._execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
+        with self._doubting(job_id):
+            self._database.remove(job_id)
         self._unfinished.pop(job_id, None)
 
     def first_body(self, subject: str, request_id: str, body_hash: str) -> str:
         """Note someone's request and return the digest of the body that its id first came with."""
-        key = (subject, request_id)
-        self._execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (*key, body_hash))
-        found = self._execute("SELECT body_hash FROM requests WHERE subject = ? AND request_id = ?", key)
-        return str(found[0][0])
+        return self._database.first_body(subject, request_id, body_hash)
 
     def get(self, job_id: str) -> Record | None:
         """Return a job, or None."""
-        if (known := self._unfinished.get(job_id)) is not None:
-            return known
-        found = self._select("WHERE job_id = ?", (job_id,))
-        return found[0] if found else None
+        if job_id not in self._doubtful:
+            return self._unfinished.get(job_id) or self._database.read(job_id)
+        found = self._database.read(job_id)
+        self._doubtful.discard(job_id)
+        if found is None or found.job.state in TERMINAL:
+            self._unfinished.pop(job_id, None)
+        else:
+            self._unfinished[job_id] = found
+        return found
 
     def unfinished_ids(self) -> list[str]:
-        """Return the ids of the jobs that are not over, oldest first."""
-        return list(self._unfinished)
+        """Return the ids of the jobs that are not over, or may be none or over; the oldest first."""
+        return list(dict.fromkeys([*self._unfinished, *self._doubtful]))
 
     def newest_first(self) -> list[Record]:
         """Return all jobs."""
-        return self._select("ORDER BY number DESC", ())
-
-    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        return self._connection.execute(statement, values).fetchall()
+        return self._database.newest_first()
 
     def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+        """Let go of the database."""
+        self._database.close()
 
-    def _select(self, where: str, values: tuple[object, ...]) -> list[Record]:
-        # `where` is one of this class's own clauses, never a caller's text.
-        query = f"SELECT facts, body_hash, spec, plan FROM jobs {where}"  # noqa: S608
-        rows = self._execute(query, values)
-        return [
-            Record(
-                _job(facts),
-                body,
-                trainer_pb2.JobSpec.FromString(spec),
-                trainer_pb2.Plan.FromString(plan),
-            )
-            for facts, body, spec, plan in rows
-        ]
+    @contextlib.contextmanager
+    def _doubting(self, job_id: str) -> Iterator[None]:
+        """Doubt what is known of a job unless what is done here succeeds."""
+        self._doubtful.add(job_id)
+        yield
+        self._doubtful.discard(job_id)
 
 
-def _facts(job: Job) -> str:
+def facts_of(job: Job) -> str:
+    """Return a job as text."""
     return json.dumps(dataclasses.asdict(job))
 
 
-def _job(facts: str) -> Job:
+def record_of(facts: str | bytes, body_hash: str, spec: bytes, plan: bytes) -> Record:
+    """Return a record from its parts, as a database keeps them."""
     values = json.loads(facts)
     if values["ending"] is not None:
         values["ending"] = Ending(**values["ending"])
     if values["measured"] is not None:
         values["measured"] = tuple(values["measured"])
-    return Job(**values)
+    return Record(Job(**values), body_hash, trainer_pb2.JobSpec.FromString(spec), trainer_pb2.Plan.FromString(plan))

@@ -43,6 +43,7 @@ class Cluster:
     Attributes:
         ledger, dataset, trainer: stubs; calls carry a token through `metadata=cluster.who(...)`.
         artifacts: the artifact store.
+        processes: of the services.
     """
 
     def __init__(self, directory: Path, base_models: dict[str, str]) -> None:
@@ -50,7 +51,7 @@ class Cluster:
         self.artifacts = directory / "artifacts"
         self._identity = Identity(directory)
         self._base_models = base_models
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._channels: list[grpc.Channel] = []
         self.endpoints = {service: f"127.0.0.1:{free_port()}" for service in STUBS}
         for service in STUBS:
@@ -89,11 +90,16 @@ class Cluster:
 
     def start(self, service: str) -> None:
         """Start a service and wait until it serves."""
+        self.launch(service)
+        self.wait(lambda: self._serves(service), f"{service} serves")
+
+    def launch(self, service: str) -> subprocess.Popen[bytes]:
+        """Start a service."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
         environment = inherited | {f"MURMURA_{name}": value for name, value in self.settings(service).items()}
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with self.log(service).open("ab") as log:
-            self._processes[service] = subprocess.Popen(
+            self.processes[service] = subprocess.Popen(
                 [sys.executable, "-m", f"services.{service}"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -101,7 +107,7 @@ class Cluster:
                 stderr=log,
                 start_new_session=True,
             )
-        self.wait(lambda: self._serves(service), f"{service} serves")
+        return self.processes[service]
 
     def __enter__(self) -> Self:
         """Start all services; they end with the block."""
@@ -122,15 +128,15 @@ class Cluster:
 
     def kill(self, service: str) -> None:
         """End a service as a power cut would."""
-        self._processes[service].kill()
-        self._processes[service].wait()
+        self.processes[service].kill()
+        self.processes[service].wait()
 
     def stop(self) -> None:
         """End everything: services, and workers that outlived them."""
-        for process in self._processes.values():
+        for process in self.processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        for process in self._processes.values():
+        for process in self.processes.values():
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
@@ -249,7 +255,7 @@ class Cluster:
             time.sleep(0.1)
 
     def _serves(self, service: str) -> bool:
-        if self._processes[service].poll() is not None:
+        if self.processes[service].poll() is not None:
             pytest.fail(f"{service} ended while starting\n{self.log(service).read_text()[-4000:]}")
         with self.connect(service) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import redis
 
-from services.ledger.redis_checks import NEEDED
+from services.common.redis_checks import NEEDED
 from tests.support.ports import free_port
 
 SAFE = {name: needed for name, (needed, _) in NEEDED.items()}
@@ -67,6 +68,14 @@ class RedisServer:
     def client(self) -> Any:
         """A client that asks no questions."""
         return redis.Redis(port=self.port, password=self.settings.get("requirepass"), retry=None)
+
+    def pause(self) -> None:
+        """Let it answer nobody, and take what it is sent all the same."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it carry out what it was sent meanwhile."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it as a power cut would."""

@@ -171,6 +171,41 @@ def test_a_trainer_that_died_at_the_end_leaves_nothing(cloud: Cloud, notes: list
     cloud.wait(cloud.empty, "what nobody owns is deleted", 60)
 
 
+def test_a_trainer_that_has_lost_its_lease_touches_no_worker_while_its_last_calls_end(
+    cloud: Cloud, notes: list[dict[str, Any]]
+) -> None:
+    """Another one may be active by then, whose workers it would take for leftovers or start a second time."""
+    cloud.told = {"STOP_GRACE_S": "4"}
+    cloud.processes["trainer"].terminate()
+    cloud.processes["trainer"].wait(30)
+    cloud.start("trainer")
+    dataset = cloud.register(notes)
+    name = cloud.create(cloud.spec(dataset, **LONG)).name
+    cloud.stepping(name)
+    watch = trainer_service_pb2.WatchTrainingJobRequest(name=name)
+    calls = cloud.trainer.WatchTrainingJob(watch, metadata=cloud.who(), timeout=60)
+    next(calls)
+
+    def hold(who: str) -> None:
+        def mark(lease: dict[str, Any]) -> None:
+            lease["spec"]["holderIdentity"] = who
+
+        cloud.api.do(lambda: cloud.api.store.update("leases", next(iter(cloud.api.store.select("leases"))), mark))
+
+    trainer = cloud.processes["trainer"]
+    hold("another")
+    cloud.wait(lambda: '"stopping"' in cloud.log("trainer").read_text().splitlines()[-1], "the trainer ends", 20)
+    [job] = cloud.api.names("jobs")
+    cloud.api.do(lambda: cloud.api.store.delete("jobs", NAMESPACE, job, {}))
+    assert trainer.wait(30) == 1
+    calls.cancel()
+    assert cloud.api.names("jobs") == []
+    hold("")
+    cloud.told = {}
+    cloud.start("trainer")
+    cancel(cloud, name)
+
+
 def test_a_frozen_cluster_and_one_that_forgets_lose_no_job(cloud: Cloud, notes: list[dict[str, Any]]) -> None:
     dataset = cloud.register(notes)
     name = cloud.create(cloud.spec(dataset, epochs=120.0)).name

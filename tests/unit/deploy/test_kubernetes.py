@@ -360,7 +360,7 @@ def test_a_node_lives_longer_than_the_longest_job_and_goes_when_it_is_empty() ->
 
 
 def test_redis_keeps_what_it_acknowledges() -> None:
-    from services.ledger.redis_checks import NEEDED
+    from services.common.redis_checks import NEEDED
 
     [text] = [
         found["data"]["redis.conf"] for found in kinds("base", "ConfigMap") if found["metadata"]["name"] == "redis"

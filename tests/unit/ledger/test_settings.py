@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.ledger.redis_checks import NEEDED, complaints, parse_info
+from services.common.redis_checks import NEEDED, complaints, parse_info
 from services.ledger.settings import LedgerSettings
 
 SAFE = {name: needed for name, (needed, _) in NEEDED.items()}

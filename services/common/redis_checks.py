@@ -1,6 +1,6 @@
-"""What a Redis server must be before it may keep the journal. Pure: facts in, complaints out.
+"""What a Redis server must be before it may keep what a service must not forget. Pure: facts in, complaints out.
 
-An acknowledged charge must survive a power cut, so the server has to flush before it answers; and it may neither evict
+What was acknowledged must survive a power cut, so the server has to flush before it answers; and it may neither evict
 keys, nor copy them from a primary that could be ahead.
 """
 
@@ -14,8 +14,12 @@ NEEDED = {
     "appendonly": ("yes", "nothing is written to disk as it happens"),
     "appendfsync": ("always", "a power cut loses what was acknowledged"),
     "no-appendfsync-on-rewrite": ("no", "flushing pauses while the file is rewritten"),
-    "maxmemory-policy": ("noeviction", "a full memory evicts the journal"),
+    "maxmemory-policy": ("noeviction", "a full memory evicts what must be kept"),
 }
+
+
+class RedisUnusable(Exception):
+    """The server does not answer, or may not be trusted; says what is wrong and what mends it."""
 
 
 def parse_info(text: str) -> dict[str, str]:
@@ -25,7 +29,7 @@ def parse_info(text: str) -> dict[str, str]:
 
 
 def complaints(config: Mapping[str, str], info: Mapping[str, str]) -> list[str]:
-    """Say what keeps a server from being trusted with the journal.
+    """Say what keeps a server from being trusted.
 
     Args:
         config: what CONFIG GET says of each setting in `NEEDED`.
@@ -41,14 +45,14 @@ def complaints(config: Mapping[str, str], info: Mapping[str, str]) -> list[str]:
     role = info.get("role", "unknown")
     if role != "master":
         found.append(
-            f"role is {role} and must be master, for a replica may lack entries that were acknowledged: point "
+            f"role is {role} and must be master, for a replica may lack what was acknowledged: point "
             "MURMURA_REDIS_URL at the primary, or, if this server is known to hold the newest entry, run "
             "`redis-cli REPLICAOF NO ONE`."
         )
     if info.get("cluster_enabled", "0") != "0":
         found.append(
-            "cluster-enabled is yes and must be no, for a cluster fails over by itself and loses acknowledged entries: "
-            "`cluster-enabled no` in redis.conf, then start the server again."
+            "cluster-enabled is yes and must be no, for a cluster fails over by itself and loses what was "
+            "acknowledged: `cluster-enabled no` in redis.conf, then start the server again."
         )
     for name, (needed, otherwise) in NEEDED.items():
         value = config.get(name, "unknown")
@@ -60,8 +64,8 @@ def complaints(config: Mapping[str, str], info: Mapping[str, str]) -> list[str]:
     if "1" in (info.get("aof_rewrite_in_progress"), info.get("aof_rewrite_scheduled")):
         # After CONFIG SET appendonly yes, nothing is on disk before the first rewrite has ended.
         found.append(
-            "aof_rewrite_in_progress is 1 and must be 0, for entries may not be on disk before the append-only file is "
-            "complete: wait until `redis-cli INFO persistence` says 0."
+            "aof_rewrite_in_progress is 1 and must be 0, for nothing is sure to be on disk before the append-only file "
+            "is complete: wait until `redis-cli INFO persistence` says 0."
         )
     return found
 
