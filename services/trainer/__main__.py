@@ -51,6 +51,7 @@ class TrainerSettings(StoreSettings):
     waiting_limit_s: float = Field(Limits.waiting, gt=0, description="for a worker to begin")
     checkpoint_seconds: float = Field(60.0, ge=0, description="between two checkpoints of a worker")
     worker_processes: int = Field(1, ge=1, le=64, description="processes of a worker, one for each GPU it may use")
+    worker_nodes: int = Field(1, ge=1, le=64, description="machines that share a private run; not with launcher local")
     running_limit_s: float = Field(Limits.running, gt=0, description="for a job that has begun")
     silence_limit_s: float = Field(Limits.silence, gt=0, description="for the next heartbeat of a worker")
     launcher: str = Field(
@@ -158,7 +159,8 @@ async def main() -> int:
             "MURMURA_CHECKPOINT_SECONDS": str(settings.checkpoint_seconds),
             "MURMURA_PROCESSES": str(settings.worker_processes),
         } | settings.told_to_workers()
-        where = launching(settings.launcher, settings.state_dir / "workers", told, settings.running_limit_s)
+        nodes = settings.worker_nodes
+        where = launching(settings.launcher, settings.state_dir / "workers", told, settings.running_limit_s, nodes)
         lifecycle.resources.push_async_callback(asyncio.to_thread, where.release)
         running = asyncio.get_running_loop()
         loop: asyncio.Task[None] | None = None
@@ -182,8 +184,8 @@ async def main() -> int:
         checkpoints = Checkpoints(settings.state_dir / "checkpoints")
         limits = Limits(settings.waiting_limit_s, settings.running_limit_s, settings.silence_limit_s)
         ledger = Ledger(to_ledger, Witness(settings.state_dir / "witness.json"))
-        control = Control(store, ledger, where.launcher, artifacts, staging, checkpoints, token, limits)
-        planner = Planner(datasets, ledger, settings.base_models, settings.known_prices)
+        control = Control(store, ledger, where.launcher, artifacts, staging, checkpoints, token, limits, nodes)
+        planner = Planner(datasets, ledger, settings.base_models, settings.known_prices, nodes)
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(
             TrainerService(planner, control, list(settings.base_models), settings.known_prices), server
         )

@@ -47,6 +47,7 @@ class Control:
         checkpoints: of unfinished jobs.
         token: makes the job token of a job.
         limits: how long to wait.
+        nodes: machines that share a private run.
     """
 
     def __init__(
@@ -59,12 +60,13 @@ class Control:
         checkpoints: Checkpoints,
         token: Callable[[Record], str],
         limits: Limits = _LIMITS,
+        nodes: int = 1,
     ) -> None:
         self.store = store
         self.staging = staging
         self.checkpoints = checkpoints
         self.budget = Budget(ledger)
-        self.tending = Tending(launcher, token, limits)
+        self.tending = Tending(launcher, token, limits, nodes)
         self._artifacts = artifacts
         self._locks: dict[str, asyncio.Lock] = {}
         self._news: dict[str, asyncio.Event] = {}

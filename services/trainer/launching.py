@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from services.trainer.launcher import Launcher, Pods
 from services.trainer.local_launcher import LocalLauncher
@@ -30,7 +31,7 @@ class Launching:
     release: Callable[[], None] = lambda: None
 
 
-def launching(kind: str, directory: Path, told: dict[str, str], running_limit_s: float) -> Launching:
+def launching(kind: str, directory: Path, told: dict[str, str], running_limit_s: float, nodes: int = 1) -> Launching:
     """Return where workers run.
 
     Args:
@@ -38,8 +39,14 @@ def launching(kind: str, directory: Path, told: dict[str, str], running_limit_s:
         directory: for what the launcher keeps.
         told: what every worker is told, besides its job.
         running_limit_s: of a worker.
+        nodes: machines that share a worker's work.
+
+    Raises:
+        SystemExit: after saying why, where workers cannot run so.
     """
     if kind == "local":
+        if nodes > 1:
+            _unfit("MURMURA_WORKER_NODES: several machines need MURMURA_LAUNCHER=kubernetes.")
         return Launching(LocalLauncher(directory, told))
     from services.trainer.cluster.client import Cluster, ClusterError
     from services.trainer.cluster.identity import PodIdentity
@@ -48,12 +55,22 @@ def launching(kind: str, directory: Path, told: dict[str, str], running_limit_s:
     from services.trainer.cluster.settings import ClusterSettings
 
     settings = ClusterSettings.load()
+    if nodes > 1 and not settings.network_encrypted:
+        _unfit(
+            "MURMURA_WORKER_NODES: machines that share a run send each other sums without noise. Let the cluster "
+            "encrypt what pods say to each other (WireGuard of your network plugin), then set "
+            "MURMURA_CLUSTER_NETWORK_ENCRYPTED=true."
+        )
     try:
         cluster = Cluster(settings.namespace, settings.kubeconfig, settings.context)
     except ClusterError as problem:
-        print(f"MURMURA_LAUNCHER: no cluster: {problem.words}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _unfit(f"MURMURA_LAUNCHER: no cluster: {problem.words}")
     launcher = KubernetesLauncher(cluster, settings, directory, told, running_limit_s)
     lease = Lease(cluster, f"{settings.deployment}-trainer", f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
     pods = PodIdentity(cluster, settings.service_account, launcher.owner)
     return Launching(launcher, pods, lease.acquire, lease.release)
+
+
+def _unfit(why: str) -> NoReturn:
+    print(why, file=sys.stderr)
+    raise SystemExit(2)

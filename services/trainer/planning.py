@@ -33,12 +33,18 @@ class Planner:
         ledger: the ledger.
         base_models: public name to location.
         prices: of machines; None where nobody says them.
+        nodes: machines that share a private run.
     """
 
     def __init__(
-        self, datasets: Upstream, ledger: Ledger, base_models: dict[str, str], prices: Prices | None = None
+        self,
+        datasets: Upstream,
+        ledger: Ledger,
+        base_models: dict[str, str],
+        prices: Prices | None = None,
+        nodes: int = 1,
     ) -> None:
-        self._prices = prices
+        self._prices, self._nodes = prices, nodes
         self._datasets = datasets
         self._dataset_stub = dataset_service_pb2_grpc.DatasetServiceStub(datasets.channel)
         self._ledger = ledger
@@ -67,7 +73,7 @@ class Planner:
         if spec.HasField("evaluation"):
             await self._add_evaluation(spec, dataset, plan)
         if self._prices is not None:
-            plan.cost.CopyFrom(self._prices.of_plan(plan))
+            plan.cost.CopyFrom(self._prices.of_plan(plan, 1 if plan.statement.unlimited else self._nodes))
         return plan
 
     def location(self, base_model: str) -> str:

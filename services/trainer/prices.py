@@ -61,18 +61,19 @@ class Prices:
             raise UnsoundPrices(f"{path}: tokens_per_second must be positive")
         return cls(**found)
 
-    def of_plan(self, plan: trainer_pb2.Plan) -> trainer_pb2.Cost:
+    def of_plan(self, plan: trainer_pb2.Plan, nodes: int = 1) -> trainer_pb2.Cost:
         """Return about what a job will cost, if every row were as long as it may be.
 
         Args:
             plan: with its settings filled in.
+            nodes: that share the work; each of them is started, and works its share.
         """
         settings = plan.settings
         rows = float(settings.batch_size)
         if not plan.statement.unlimited:
             rows *= min(settings.max_rows_per_unit, max(1.0, plan.row_count / max(1, plan.unit_count)))
         tokens = plan.steps * rows * settings.max_length
-        return self.of_seconds(tokens / self.tokens_per_second + 60 * self.start_minutes)
+        return self.of_seconds(tokens / self.tokens_per_second + 60 * nodes * self.start_minutes)
 
     def of_seconds(self, node_seconds: float) -> trainer_pb2.Cost:
         """Return what machines cost that were held for so long."""

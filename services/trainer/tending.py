@@ -48,10 +48,11 @@ class Tending:
         launcher: starts them.
         token: makes the job token of a job.
         limits: how long to wait.
+        nodes: machines that share a private run; an ordinary one has no shares.
     """
 
-    def __init__(self, launcher: Launcher, token: Callable[[Record], str], limits: Limits) -> None:
-        self.launcher, self.token, self.limits = launcher, token, limits
+    def __init__(self, launcher: Launcher, token: Callable[[Record], str], limits: Limits, nodes: int = 1) -> None:
+        self.launcher, self.token, self.limits, self._nodes = launcher, token, limits, nodes
         self._calls = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="launcher")
         # Clocks of this life: a worker gets its whole time again after the trainer was away.
         self.born = time.monotonic()
@@ -134,7 +135,8 @@ class Tending:
             return jobs.ending(job, "STOPPED", None)
         if seen.waiting and self._waited_too_long(job):
             return jobs.ending(job, "WAITED_TOO_LONG", None)
-        order = WorkOrder(job.name, job.job_id, job.attempt, self.token(record))
+        nodes = 1 if record.plan.statement.unlimited else self._nodes
+        order = WorkOrder(job.name, job.job_id, job.attempt, self.token(record), nodes)
         try:
             await self._call(self.launcher.ensure, order)
         except Refused as refusal:

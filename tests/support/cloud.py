@@ -79,4 +79,4 @@ class Cloud(Cluster):
         return self.register(rows, epsilon=100.0)
 
     def empty(self) -> bool:
-        return not any(self.api.names(plural) for plural in ("jobs", "pods", "services"))
+        return not any(self.api.names(plural) for plural in ("jobs", "pods", "services", "networkpolicies"))

@@ -131,6 +131,12 @@ class Cluster:
         self.processes[service].kill()
         self.processes[service].wait()
 
+    def restart(self, service: str) -> None:
+        """Let a service end in good order, and start another."""
+        self.processes[service].terminate()
+        self.processes[service].wait(30)
+        self.start(service)
+
     def stop(self) -> None:
         """End everything: services, and workers that outlived them."""
         for process in self.processes.values():

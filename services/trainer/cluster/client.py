@@ -26,6 +26,7 @@ RULES = (
     ("", "pods/log", ("get",)),
     ("", "events", ("list", "watch")),
     ("", "services", ("create", "get")),
+    ("networking.k8s.io", "networkpolicies", ("create", "get")),
     ("coordination.k8s.io", "leases", ("create", "get", "update")),
 )
 # And in the whole cluster: to ask whose a pod's token is.
@@ -43,6 +44,11 @@ _KINDS: dict[str, tuple[Any, str, str]] = {
     "Job": (client.BatchV1Api, "job", "/apis/batch/v1/namespaces/{namespace}/jobs"),
     "Pod": (client.CoreV1Api, "pod", "/api/v1/namespaces/{namespace}/pods"),
     "Service": (client.CoreV1Api, "service", "/api/v1/namespaces/{namespace}/services"),
+    "NetworkPolicy": (
+        client.NetworkingV1Api,
+        "network_policy",
+        "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+    ),
     "Event": (client.CoreV1Api, "event", "/api/v1/namespaces/{namespace}/events"),
     "Lease": (client.CoordinationV1Api, "lease", "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
 }

@@ -16,19 +16,18 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer.cluster import objects, waiting
+from services.trainer.cluster import ended, objects, waiting
 from services.trainer.cluster.client import Cluster, ClusterError, Object
 from services.trainer.cluster.events import Events
 from services.trainer.cluster.records import PodRecord, Records, record_of
 from services.trainer.cluster.settings import ClusterSettings
 from services.trainer.cluster.watch import Watched
-from services.trainer.launcher import ABSENT, EVICTED, Observation, Refused, Unavailable, WorkOrder
+from services.trainer.launcher import ABSENT, Observation, Refused, Unavailable, WorkOrder
 
 WORKER = ("python", "-m", "services.trainer.worker")
 _LOG_LINES = 200
 # What is being deleted and does not go for so long is held by a finalizer whose owner is not there.
 _STUCK_S = 60.0
-_CAUSES = {"OOMKilled": "OUT_OF_MEMORY", "DeadlineExceeded": "RAN_TOO_LONG"}
 _log = structlog.get_logger()
 
 
@@ -111,18 +110,9 @@ class KubernetesLauncher:
         if job is None and not records:
             words = self._no_room.get(job_id, "")
             return Observation(exists=False, alive=False, waiting=words) if words else ABSENT
-        over = [record for record in records.values() if record.over]
-        last = max(over, key=lambda record: record.ended, default=PodRecord())
-        failed = job is None or _is(job, "Failed") or _is(job, "Complete")
-        replaced = over[:-1] if failed else over
-        died = [one for one in replaced if one.ran and one.exit_code not in (0, EVICTED)]
-        now = time.time()
-        held = sum((one.ended or now) - one.started for one in records.values() if one.started)
-        seen = Observation(True, True, replaced=len(replaced), died=len(died), node_seconds=held)
-        if job is None or failed:
-            evicted = last.exit_code == EVICTED or last.reason == "Evicted"
-            cause = "" if evicted else _CAUSES.get(last.reason, "")
-            return replace(seen, alive=False, exit_code=last.exit_code, cause=cause, evicted=evicted)
+        seen = ended.observed(job, records, time.time())
+        if job is None or not seen.alive:
+            return seen
         active = self._active(job_id, attempt)
         if cause := self._hopeless(job, active, len(records)):
             return replace(seen, alive=False, cause=cause)
@@ -189,7 +179,7 @@ class KubernetesLauncher:
         if owner is None or job is None or job["metadata"]["uid"] != owner["uid"]:
             return None
         marks = job["metadata"]["labels"]
-        return marks[objects.JOB], int(marks[objects.ATTEMPT])
+        return (marks[objects.JOB], _attempt(marks)) if _attempt(marks) else None
 
     def close(self) -> None:
         """Stop watching; workers go on."""
@@ -211,7 +201,7 @@ class KubernetesLauncher:
 
     def _pod_changed(self, pod: Object, gone: bool) -> None:
         meta = pod["metadata"]
-        job_id, attempt = meta["labels"].get(objects.JOB, ""), int(meta["labels"].get(objects.ATTEMPT, 0))
+        job_id, attempt = meta["labels"].get(objects.JOB, ""), _attempt(meta["labels"])
         if gone:
             for known in (self._about, self._going_since):
                 known.pop(meta["uid"], None)
@@ -253,7 +243,8 @@ class KubernetesLauncher:
     def _add_meeting(self, order: WorkOrder, made: Object) -> None:
         """Give a Job's pods a place to meet, or take the Job away again: without one they would only wait."""
         try:
-            self._create(objects.meeting(order, self._settings, made["metadata"]["uid"]))
+            for wanted in objects.meeting(order, self._settings, made["metadata"]["uid"]):
+                self._create(wanted)
         except ClusterError:
             self._quietly(partial(self._cluster.delete, "Job", made))
             raise
@@ -310,6 +301,7 @@ class KubernetesLauncher:
             _log.warning("cluster does not answer", code=error.code, why=error.words)
 
 
-def _is(job: Object, kind: str) -> bool:
-    conditions = job.get("status", {}).get("conditions") or []
-    return any(one["type"] == kind and one["status"] == "True" for one in conditions)
+def _attempt(marks: dict[str, str]) -> int:
+    """Return the attempt that labels name; 0 where they name none, for whoever makes pods labels them at will."""
+    found = marks.get(objects.ATTEMPT, "")
+    return int(found) if found.isdecimal() else 0

@@ -1,7 +1,8 @@
 """What is asked of the cluster for an attempt of a job, as plain data.
 
-A Job with exactly the pods that work at once, each with an index; a Service besides where there are several. Nothing
-private is in any of it: names, labels and annotations are read by whoever may list them.
+A Job with exactly the pods that work at once, each with an index; where there are several, a Service under which they
+find each other, and a NetworkPolicy that lets them and nobody else. Nothing private is in any of it: names, labels and
+annotations are read by whoever may list them.
 """
 
 from __future__ import annotations
@@ -91,28 +92,39 @@ def job(
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
-def meeting(order: WorkOrder, settings: ClusterSettings, uid: str) -> dict[str, Any]:
-    """Return the Service under which the pods of an attempt find each other; it goes with the Job of this uid."""
+def meeting(order: WorkOrder, settings: ClusterSettings, uid: str) -> list[dict[str, Any]]:
+    """Return what the pods of an attempt need to meet: a Service and a NetworkPolicy.
+
+    Sums without noise travel between the pods, and whoever could speak to them could falsify those; so the policy opens
+    them to each other and to no other worker. Both go with the Job of this uid.
+    """
     called = name(order.job_id, order.attempt)
     marks = labels(settings, order.job_id, order.attempt)
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": called, "uid": uid, "controller": True}
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": called,
-            "namespace": settings.namespace,
-            "labels": marks,
-            "ownerReferences": [owner | {"blockOwnerDeletion": True}],
-        },
-        "spec": {
-            "clusterIP": "None",
-            "selector": marks,
-            # They look for each other before any of them is ready.
-            "publishNotReadyAddresses": True,
-            "ports": [{"name": "meeting", "port": MEETING_PORT, "protocol": "TCP"}],
-        },
+    metadata = {
+        "name": called,
+        "namespace": settings.namespace,
+        "labels": marks,
+        "ownerReferences": [owner | {"blockOwnerDeletion": True}],
     }
+    each_other = [{"podSelector": {"matchLabels": marks}}]
+    service = {
+        "clusterIP": "None",
+        "selector": marks,
+        # They look for each other before any of them is ready.
+        "publishNotReadyAddresses": True,
+        "ports": [{"name": "meeting", "port": MEETING_PORT, "protocol": "TCP"}],
+    }
+    policy = {
+        "podSelector": {"matchLabels": marks},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": each_other}],
+        "egress": [{"to": each_other}],
+    }
+    return [
+        {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service},
+        {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": policy},
+    ]
 
 
 def digest(spec: dict[str, Any]) -> str:

@@ -36,6 +36,10 @@ class ClusterSettings(Settings):
     shared_memory: str = Field("2Gi", pattern=_QUANTITY, description="limit of /dev/shm; a part of the memory")
     node_selector: dict[str, str] = Field({}, description="JSON: labels of the pool's nodes")
     tolerations: list[dict[str, Any]] = Field([], description="JSON, besides the GPU's own taint")
+    network_encrypted: bool = Field(
+        default=False,
+        description="the cluster encrypts what pods say to each other; workers of several nodes need that",
+    )
     queue: str = Field("", description="Kueue's LocalQueue; empty: none")
     models_claim: str = Field("", description="PersistentVolumeClaim with base models, mounted read-only")
     models_path: str = Field("/models", pattern="^/", description="where it is mounted")

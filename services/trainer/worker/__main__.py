@@ -23,12 +23,12 @@ _OURS = Path(__file__).parents[2]
 def main() -> int:
     """Run the job that the environment names; returns the exit code."""
     processes = int(os.environ.get("MURMURA_PROCESSES", "1"))
-    if processes > 1 and "RANK" not in os.environ:
+    if (processes > 1 or "MURMURA_NODES" in os.environ) and "RANK" not in os.environ:
         # Nothing private comes here: it only starts the processes that read rows, and they are silent.
         logging.disable(logging.CRITICAL)
-        from services.trainer.worker.processes import launch
+        from services.trainer.worker.processes import Place, launch
 
-        return launch(processes)
+        return launch(processes, Place.of(os.environ))
     log = silence()
     try:
         from services.common.memory import keep_freed

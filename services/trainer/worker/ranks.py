@@ -4,13 +4,14 @@ Every rank draws the same Poisson sample from the same keyed stream and works on
 sampled independently however many ranks there are, and a resumed run may have another number of them. The sums of the
 ranks are added; the first rank adds the noise, once; all take the same step. Each rank joins both exchanges of a step
 whatever it has drawn: an empty share is a sum of zeros. The ranks of a run trust each other with rows and sums; their
-network must be private.
+network must be private: this machine's own, or one that the operator vouches for (`processes.py`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from torch import Tensor
 
 # Names the file in which ranks find each other; without it they do at the launcher's address.
 MEETING = "MURMURA_RANKS_FILE"
+
+
+class RankLost(Exception):
+    """A process of the run is gone, so the others cannot go on."""
 
 
 class Ranks:
@@ -68,29 +73,44 @@ class Ranks:
 
         Returns:
             Tensors of those shapes, bit for bit the same on every rank.
+
+        Raises:
+            RankLost: here as in every other exchange, if a rank is gone.
         """
         if self.count == 1:
             for part in parts:
                 noised(part)
             return list(parts)
         flat = torch.cat([part.flatten() for part in parts])
-        dist.reduce(flat, dst=0)
+        with _together():
+            dist.reduce(flat, dst=0)
         sums = [
             piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)
         ]
         if self.first:
             for piece in sums:
                 noised(piece)
-        dist.broadcast(flat, src=0)
+        with _together():
+            dist.broadcast(flat, src=0)
         return sums
+
+    def highest(self, value: int) -> int:
+        """Return the highest of what the ranks say; every rank must ask."""
+        if self.count == 1:
+            return value
+        said = torch.tensor([value], device=self._device())
+        with _together():
+            dist.all_reduce(said, dist.ReduceOp.MAX)
+            return int(said.item())
 
     def told(self, value: int) -> int:
         """Return what the first rank says; every rank must ask."""
         if self.count == 1:
             return value
         said = torch.tensor([value], device=self._device())
-        dist.broadcast(said, src=0)
-        return int(said.item())
+        with _together():
+            dist.broadcast(said, src=0)
+            return int(said.item())
 
     def shared(self, own: bytes) -> bytes:
         """Return the first rank's bytes; every rank must ask."""
@@ -99,8 +119,9 @@ class Ranks:
         said = torch.zeros(self.told(len(own)), dtype=torch.uint8, device=self._device())
         if self.first:
             said.copy_(torch.tensor(list(own), dtype=torch.uint8))
-        dist.broadcast(said, src=0)
-        return bytes(said.cpu().tolist())
+        with _together():
+            dist.broadcast(said, src=0)
+            return bytes(said.cpu().tolist())
 
     def leave(self) -> None:
         """Take leave of the others, after the last exchange."""
@@ -110,3 +131,14 @@ class Ranks:
     @staticmethod
     def _device() -> torch.device:
         return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Do what every rank takes part in: what goes wrong with it means that one of them does not."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        raise RankLost from None

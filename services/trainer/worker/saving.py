@@ -39,11 +39,14 @@ class Evicted(Exception):
 
 
 class Verdict(IntEnum):
-    """What follows a step: the next one, or the end of the job, or a checkpoint and the end of this worker."""
+    """What follows a step: the next one, or a checkpoint and the end of this worker, or the end of the job.
+
+    Of what the ranks say the highest counts.
+    """
 
     GO_ON = 0
-    STOP = 1
-    LEAVE = 2
+    LEAVE = 1
+    STOP = 2
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,9 @@ class Saver:
         Args:
             run: in whatever state; on every rank in the same.
             origin: of the run.
-            ranks: the first one decides, after each step, for all.
+            ranks: they agree, after each step, on what follows.
             heartbeat: on the first rank; None on the others.
-            evicted: set when this worker is asked to leave.
+            evicted: set when this process is asked to leave; then all do, for none can go on without it.
 
         Raises:
             Stopped: if the job was told to stop.
@@ -164,7 +167,7 @@ class Saver:
         self, run: Run, origin: Origin, ranks: Ranks, heartbeat: Heartbeat | None, evicted: threading.Event
     ) -> None:
         """End here if the job or this worker is to; arguments and errors as for `finish`."""
-        verdict = ranks.told(_verdict(run.completed_steps, heartbeat, evicted))
+        verdict = ranks.highest(_verdict(run.completed_steps, heartbeat, evicted))
         if verdict == Verdict.STOP:
             raise Stopped
         if verdict == Verdict.LEAVE:
@@ -182,7 +185,7 @@ class Saver:
 
 def _verdict(completed: int, heartbeat: Heartbeat | None, evicted: threading.Event) -> Verdict:
     if heartbeat is None:
-        return Verdict.GO_ON  # not asked
+        return Verdict.LEAVE if evicted.is_set() else Verdict.GO_ON
     stop = heartbeat.on_step(completed)
     if evicted.is_set():
         return Verdict.STOP if heartbeat.should_stop() else Verdict.LEAVE

@@ -36,7 +36,7 @@ from services.trainer.worker.model import (
     save_adapter,
 )
 from services.trainer.worker.plain import PlainRun, PlainSettings
-from services.trainer.worker.ranks import Ranks
+from services.trainer.worker.ranks import RankLost, Ranks
 from services.trainer.worker.rows import Received, RowsUnavailable, read_call, read_rows
 from services.trainer.worker.saving import INTERVAL_S, Evicted, Origin, Saver, Stopped
 from services.trainer.worker.streams import RunKey
@@ -109,7 +109,7 @@ class Session:
         A failure is reported as one of a few fixed causes: an exception's own words could quote a row. What all ranks
         run into alike, the first one reports; the others leave in silence, lest it is ended before it has.
         """
-        # The first rank decides for all when to leave, so the others only note that they were asked.
+        # Ranks agree on when to leave; until then each only notes that it was asked.
         signal.signal(signal.SIGTERM, lambda *_: self._evicted.set())
         assignment = self._assignment()
         steps = assignment.mechanism.steps or assignment.unlimited_steps
@@ -129,6 +129,9 @@ class Session:
                     return 0
                 self._summary.reported_steps = beats.reported_steps
                 return EVICTED
+            except RankLost:
+                # Why, the lost one knows. The trainer learns from how this worker ends, and may make another attempt.
+                return FAILED
             except Stopped:
                 cause = pb.FAILURE_CAUSE_STOPPED
             except (BaseModelError, UnsupportedModelError):

@@ -171,14 +171,33 @@ def test_a_trainer_that_died_at_the_end_leaves_nothing(cloud: Cloud, notes: list
     cloud.wait(cloud.empty, "what nobody owns is deleted", 60)
 
 
+def test_a_run_on_two_nodes_outlives_the_eviction_of_one(cloud: Cloud, notes: list[dict[str, Any]]) -> None:
+    cloud.told = {"WORKER_NODES": "2", "CLUSTER_NETWORK_ENCRYPTED": "true"}
+    cloud.api.kubelet.names = True
+    cloud.restart("trainer")
+    try:
+        dataset = cloud.register(notes)
+        name = cloud.create(cloud.spec(dataset, epochs=120.0)).name
+        cloud.stepping(name)
+        assert len(cloud.api.names("nodes")) == len(cloud.api.names("pods")) == 2
+        other = next(pod for pod in cloud.api.names("pods") if "-a1-1-" in pod)
+        cloud.api.evict(other)
+        cloud.wait(lambda: cloud.job(name).attempt == 2, "another attempt is made of both")
+        job = cloud.ended(name)
+        assert (job.state, job.attempt) == (trainer_pb2.JOB_STATE_SUCCEEDED, 2), job
+        charged_once(cloud, dataset, job)
+    finally:
+        cloud.told = {}
+        cloud.api.kubelet.names = False
+        cloud.restart("trainer")
+
+
 def test_a_trainer_that_has_lost_its_lease_touches_no_worker_while_its_last_calls_end(
     cloud: Cloud, notes: list[dict[str, Any]]
 ) -> None:
     """Another one may be active by then, whose workers it would take for leftovers or start a second time."""
     cloud.told = {"STOP_GRACE_S": "4"}
-    cloud.processes["trainer"].terminate()
-    cloud.processes["trainer"].wait(30)
-    cloud.start("trainer")
+    cloud.restart("trainer")
     dataset = cloud.register(notes)
     name = cloud.create(cloud.spec(dataset, **LONG)).name
     cloud.stepping(name)

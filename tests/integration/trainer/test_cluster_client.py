@@ -256,13 +256,14 @@ def test_a_trainer_that_has_lost_its_memory_reads_the_end_from_the_cluster(tmp_p
         assert place.launcher("3").observe(order.job_id, 1).exit_code == 3
 
 
-def test_pods_without_a_place_to_meet_are_not_left_waiting(tmp_path: Path) -> None:
-    rules = {(group, resource, verb) for group, resource, verbs in RULES for verb in verbs if resource != "services"}
+@pytest.mark.parametrize("missing", ["services", "networkpolicies"])
+def test_pods_without_a_place_to_meet_are_not_left_waiting(tmp_path: Path, missing: str) -> None:
+    rules = {(group, resource, verb) for group, resource, verbs in RULES for verb in verbs if resource != missing}
     with small_kubernetes(tmp_path, rules) as place:
         api = place.api
         assert api is not None
         launcher, order = place.launcher("stay"), place.order(nodes=2)
-        with pytest.raises(Refused, match="services is forbidden"):
+        with pytest.raises(Refused, match=f"{missing} is forbidden"):
             launcher.ensure(order)
         until(lambda: not api.names("jobs"))
 
@@ -341,7 +342,7 @@ def test_a_gang_has_a_meeting_place_that_goes_with_it(tmp_path: Path) -> None:
         launcher, order = place.launcher("stay"), place.order(nodes=2)
         launcher.ensure(order)
         until(lambda: [pod["status"]["phase"] for pod in api.all("pods")] == ["Running"] * 2)
-        assert api.names("services") == [objects.name(order.job_id, 1)]
+        assert api.names("services") == api.names("networkpolicies") == [objects.name(order.job_id, 1)]
         until(lambda: launcher.logs(order.job_id, 1).count("MURMURA_NODE_RANK") == 2)
         told = [json.loads(line) for line in launcher.logs(order.job_id, 1).splitlines()]
         name = objects.name(order.job_id, 1)
@@ -352,4 +353,4 @@ def test_a_gang_has_a_meeting_place_that_goes_with_it(tmp_path: Path) -> None:
         found = until(lambda: not (seen := launcher.observe(order.job_id, 1)).alive and seen)
         assert found.evicted
         launcher.collect(order.job_id)
-        until(lambda: not any(api.names(plural) for plural in ("jobs", "pods", "services")))
+        until(lambda: not any(api.names(plural) for plural in ("jobs", "pods", "services", "networkpolicies")))

@@ -49,6 +49,8 @@ class Kubelet:
         self._node_of: dict[str, str] = {}
         self.tokens: dict[str, PodToken] = {}
         self.lost: set[str] = set()
+        # Whether pods find each other: a hostname of a pod that they are told is replaced by this machine's.
+        self.names = False
         # What stands for the process of a pod, where a test wants more pods than the machine could run.
         self.stand_in: Callable[[dict[str, str]], Awaitable[int]] | None = None
 
@@ -203,6 +205,9 @@ class Kubelet:
             if inside:
                 longest = max(inside, key=len)
                 value = places[longest] + value[len(longest) :]
+            if self.names and value.endswith(f".{pod['spec'].get('subdomain')}"):
+                value = "localhost"
+                environment["GLOO_SOCKET_IFNAME"] = "lo"
             environment[variable["name"]] = value
         return environment
 

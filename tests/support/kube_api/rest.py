@@ -23,6 +23,7 @@ KINDS = {
     "configmaps": ("", "v1", "ConfigMap"),
     "events": ("", "v1", "Event"),
     "nodes": ("", "v1", "Node"),
+    "networkpolicies": ("networking.k8s.io", "networking.k8s.io/v1", "NetworkPolicy"),
     "leases": ("coordination.k8s.io", "coordination.k8s.io/v1", "Lease"),
     "namespaces": ("", "v1", "Namespace"),
 }

@@ -43,7 +43,8 @@ def pod(job: dict[str, Any]) -> dict[str, Any]:
 def test_every_version_takes_it_strictly(version: str, facts: dict[str, Any], nodes: int) -> None:
     kubernetes_validate.validate(made(nodes, **facts), version, strict=True)
     order = WorkOrder(f"trainingJobs/{ID}", ID, 12, "", nodes)
-    kubernetes_validate.validate(objects.meeting(order, settings(), "a-uid"), version, strict=True)
+    for met in objects.meeting(order, settings(), "a-uid"):
+        kubernetes_validate.validate(met, version, strict=True)
 
 
 def test_the_schemas_would_notice() -> None:
@@ -91,6 +92,20 @@ def test_a_pod_may_do_nothing_but_its_work() -> None:
     assert all("sizeLimit" in volume["emptyDir"] for volume in spec["volumes"] if "emptyDir" in volume)
     token = next(volume for volume in spec["volumes"] if volume["name"] == "token")
     assert [source["serviceAccountToken"]["audience"] for source in token["projected"]["sources"]] == [objects.AUDIENCE]
+
+
+def test_pods_of_a_gang_hear_each_other_and_nobody_else_hears_them() -> None:
+    """Sums without noise travel between them; every other pod is shut out by what the manifests deny by default."""
+    order = WorkOrder(f"trainingJobs/{ID}", ID, 12, "", 2)
+    service, policy = objects.meeting(order, settings(), "a-uid")
+    marks = made(2)["spec"]["template"]["metadata"]["labels"]
+    assert policy["kind"] == "NetworkPolicy"
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == marks
+    assert {objects.JOB, objects.ATTEMPT, objects.DEPLOYMENT} <= set(marks)
+    only = [{"podSelector": {"matchLabels": marks}}]
+    assert (policy["spec"]["ingress"], policy["spec"]["egress"]) == ([{"from": only}], [{"to": only}])
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["metadata"]["ownerReferences"][0]["uid"] == "a-uid"
 
 
 def test_the_job_token_is_nowhere_in_it() -> None:

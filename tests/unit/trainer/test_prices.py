@@ -35,6 +35,8 @@ def test_a_plan_is_priced_from_what_is_public(prices: Prices) -> None:
     # No unit takes part with more rows than it may; without privacy a batch is of rows.
     assert prices.of_plan(plan(row_count=100_000)).node_hours == pytest.approx((8000 + 360) / 3600)
     assert prices.of_plan(plan(unlimited=True)).node_hours == pytest.approx((500 + 360) / 3600)
+    # Several nodes share the work, and each of them has to start.
+    assert prices.of_plan(plan(), nodes=3).node_hours == pytest.approx((1000 + 3 * 360) / 3600)
 
 
 def test_what_was_held_is_priced_as_it_was(prices: Prices) -> None:
