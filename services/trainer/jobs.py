@@ -16,6 +16,8 @@ PROVISIONING, RUNNING, PUBLISHING, SUCCEEDED, FAILED, CANCELLED = [
     "FAILED",
     "CANCELLED",
 ]
+# Why a job ends whose audit refutes what was promised.
+PROMISE_BROKEN = "PROMISE_BROKEN"
 # How often a worker may be evicted, and how often one may die without a word, before its job is given up.
 MOST_EVICTIONS = 100
 MOST_DEATHS = 3
@@ -76,6 +78,7 @@ class Job:
         reservation: in the ledger; empty until it is made.
         evaluation_reservation: of the measurement at the end; empty where none was asked for.
         measured: the two noisy sums of the measurement, once they have arrived.
+        audit: what came of the canaries, in `messages.py`'s words; empty where none were planted.
         ending: set while a job that has failed or was cancelled waits for its reservation to be resolved.
         cancel_requested: whether someone asked to stop it.
         waiting: what the worker of this attempt waits for; empty while it runs.
@@ -103,6 +106,7 @@ class Job:
     reservation: str = ""
     evaluation_reservation: str = ""
     measured: tuple[float, float] | None = None
+    audit: str = ""
     ending: Ending | None = None
     cancel_requested: bool = False
     waiting: str = ""
@@ -233,7 +237,7 @@ def progressed(job: Job, attempt: int, steps: int) -> Job:
     return replace(job, completed_steps=max(job.completed_steps, min(steps, job.total_steps)))
 
 
-def uploaded(job: Job, attempt: int, measured: tuple[float, float] | None = None) -> Job:
+def uploaded(job: Job, attempt: int, measured: tuple[float, float] | None = None, audit: str = "") -> Job:
     """Note that the adapter has arrived, with what was measured. A job that is being stopped no longer takes one."""
     _require(job, RUNNING)
     _fence(job, attempt)
@@ -244,8 +248,16 @@ def uploaded(job: Job, attempt: int, measured: tuple[float, float] | None = None
         state=PUBLISHING,
         completed_steps=job.total_steps,
         measured=measured,
+        audit=audit,
         stage="publishing the adapter",
     )
+
+
+def broken(job: Job, attempt: int, audit: str) -> Job:
+    """Begin to end a job whose audit proves that its adapter gives away more than was promised."""
+    _require(job, RUNNING)
+    _fence(job, attempt)
+    return replace(ending(job, PROMISE_BROKEN, None), audit=audit)
 
 
 def published(job: Job, now: float) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,6 +26,8 @@ CAUSES = {
     "IMAGE_UNAVAILABLE": "The worker's image could not be pulled. Tell the operator.",
     "REFUSED_BY_CLUSTER": "The cluster does not take the worker. Tell the operator.",
     "EVICTED_TOO_OFTEN": "The worker was evicted too often. Try again when the cluster is less busy.",
+    jobs.PROMISE_BROKEN: "The audit proves that this adapter gives away more than was promised, so it is not "
+    "published. Train on no private data with this installation, and tell whoever runs it.",
     "RAN_TOO_LONG": "The job ran into the running limit. Choose fewer epochs, or ask the operator for a longer one.",
 }
 
@@ -61,6 +64,9 @@ def job_message(record: Record, prices: Prices | None = None) -> trainer_pb2.Tra
         message.start_time.CopyFrom(_timestamp(job.started))
     if job.ended:
         message.end_time.CopyFrom(_timestamp(job.ended))
+    proves = job.ending is not None and job.ending.cause == jobs.PROMISE_BROKEN
+    if job.audit and (job.state == jobs.SUCCEEDED or (proves and job.state in jobs.TERMINAL)):
+        message.audit.CopyFrom(audit_of(job.audit))
     if job.state == jobs.SUCCEEDED:
         message.adapter = job.adapter
         message.statement.CopyFrom(record.plan.statement)
@@ -76,6 +82,16 @@ def job_message(record: Record, prices: Prices | None = None) -> trainer_pb2.Tra
             )
         )
     return message
+
+
+def audit_of(text: str) -> trainer_pb2.Audit:
+    """Return the audit that a job keeps."""
+    return trainer_pb2.Audit.FromString(base64.b64decode(text))
+
+
+def audit_text(audit: trainer_pb2.Audit) -> str:
+    """Return an audit as a job keeps it."""
+    return base64.b64encode(audit.SerializeToString()).decode()
 
 
 def _stage(job: jobs.Job) -> str:
@@ -145,6 +161,9 @@ def assignment(record: Record, location: str) -> trainer_pb2.Assignment:
         message.evaluation.unit_count = plan.evaluation.unit_count
         message.evaluation.noise_multiplier = plan.evaluation.statement.mechanism.noise_multiplier
         message.evaluation.loss_bound = plan.evaluation.loss_bound
+    if plan.HasField("canaries"):
+        message.canaries.CopyFrom(plan.canaries)
+        message.audit_delta = plan.audit_delta
     if plan.statement.unlimited:
         message.unlimited_steps = plan.steps
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import grpc
@@ -20,6 +21,8 @@ from services.trainer.defaults import Public
 from services.trainer.prices import Prices
 
 DEFAULT_TEXT_COLUMN = "text"
+DEFAULT_CANARIES = 500
+CANARY_HOLES = ("name", "word", "number")
 CALIBRATION_TIMEOUT_S = 90.0
 # 10^-13 of δ, where a job's share is about 10^-7: a single Gaussian costs the same with any, and jobs need the pool.
 EVALUATION_TRUNCATION_E18 = 100_000
@@ -72,6 +75,10 @@ class Planner:
             plan = await self._private(spec, dataset, shape)
         if spec.HasField("evaluation"):
             await self._add_evaluation(spec, dataset, plan)
+        if spec.HasField("canaries"):
+            _add_canaries(spec, plan)
+        else:
+            plan.ClearField("audit_delta")
         if self._prices is not None:
             plan.cost.CopyFrom(self._prices.of_plan(plan, 1 if plan.statement.unlimited else self._nodes))
         return plan
@@ -139,6 +146,7 @@ class Planner:
             steps=steps,
             row_count=shape.row_count,
             unit_count=shape.unit_count,
+            audit_delta=statement.delta,
             affordable=calibrated.affordable,
             left_epsilon=account.left_epsilon,
             left_epsilon_after=calibrated.left_epsilon_after,
@@ -204,6 +212,7 @@ class Planner:
             row_count=shape.row_count,
             unit_count=shape.unit_count,
             # For show: the ledger decides, when the reservation is made.
+            audit_delta=account.delta,
             affordable=rights.may_train_unlimited(
                 account.unlimited_allowed, account.unlimited_principals, principal.subject
             ),
@@ -225,6 +234,24 @@ def _filled(chosen: trainer_pb2.Settings, public: Public) -> tuple[trainer_pb2.S
             value = choice.settings[field.name]
             setattr(settings, field.name, int(value) if field.type == field.TYPE_INT32 else value)
     return settings, choice.reasons, defaults.steps(public, choice.settings)
+
+
+def _add_canaries(spec: trainer_pb2.JobSpec, plan: trainer_pb2.Plan) -> None:
+    """Add to a plan the canaries that will be planted; they cost nothing."""
+    wanted, field = spec.canaries, "spec.canaries.template"
+    holes = re.findall(r"\{([^{}]*)\}", wanted.template)
+    if unknown := sorted(set(holes) - set(CANARY_HOLES)):
+        raise invalid(field, f"has the hole {{{unknown[0]}}}; there are {{{'}, {'.join(CANARY_HOLES)}}}")
+    if not holes:
+        raise invalid(field, f"needs a hole, or all canaries are alike: {{{'}, {'.join(CANARY_HOLES)}}}")
+    prompt, bar, secret = wanted.template.partition("|")
+    if "|" in secret or (bar and not (prompt.strip() and secret.strip())):
+        raise invalid(field, "may have one bar, between what an attacker types and the secret that he is after")
+    if not bar and spec.text_format in (trainer_pb2.TEXT_FORMAT_COMPLETION, trainer_pb2.TEXT_FORMAT_CHAT):
+        raise invalid(field, "needs a bar between the prompt and its completion")
+    plan.canaries.template = wanted.template
+    plan.canaries.count = wanted.count if wanted.HasField("count") else DEFAULT_CANARIES
+    plan.canaries.rows = wanted.rows if wanted.HasField("rows") else 1
 
 
 def _check_text_column(shape: Any, field: str, name: str) -> None:

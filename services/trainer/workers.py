@@ -13,8 +13,8 @@ from typing import Any
 
 import grpc
 
+from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
-from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, invalid, not_found
 from services.common.files import sync
@@ -24,12 +24,13 @@ from services.trainer.checkpoints import MOST_BYTES as MOST_CHECKPOINT_BYTES
 from services.trainer.control import Control
 from services.trainer.jobs import Fenced, IllegalTransition
 from services.trainer.launcher import Pods, Unavailable
-from services.trainer.messages import assignment
+from services.trainer.messages import assignment, audit_text
 from services.trainer.planning import Planner
 from services.trainer.service import state_error
 from services.trainer.store import Record
 
 MOST_QUESTIONS = 8
+MOST_ROC_POINTS = 200
 MOST_PATIENCE_S = 2.0
 
 
@@ -125,8 +126,11 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         """
         if first.completed_steps != record.job.total_steps:
             raise invalid("completed_steps", "must be the planned number of steps")
-        measured = _measured(first, record)
+        measured, audit = _measured(first, record), _audit(first, record)
         job_id = record.job.job_id
+        if audit is not None and not record.plan.statement.unlimited:
+            await self._require_promise_kept(first, audit, record)
+        found = "" if audit is None else audit_text(audit)
         incoming = self._control.staging / f".{job_id}.{secrets.token_hex(4)}"
         try:
             await _receive(first, rest, incoming)
@@ -134,13 +138,23 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
                 record = self._own(first.job)
                 if record.job.state != jobs.RUNNING:
                     return
-                job = self._allowed(record, lambda: jobs.uploaded(record.job, first.attempt, measured))
+                job = self._allowed(record, lambda: jobs.uploaded(record.job, first.attempt, measured, found))
                 staged = self._control.staging / job_id
                 shutil.rmtree(staged, ignore_errors=True)
                 await asyncio.to_thread(_keep, incoming, staged)
                 self._control.save(job)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
+
+    async def _require_promise_kept(self, first: Any, audit: trainer_pb2.Audit, record: Record) -> None:
+        """End a job whose audit proves its promise broken: its adapter is taken by nobody."""
+        if audit.certain_epsilon <= record.plan.statement.epsilon:
+            return
+        async with self._control.lock(record.job.job_id):
+            record = self._own(first.job)
+            job = self._allowed(record, lambda: jobs.broken(record.job, first.attempt, audit_text(audit)))
+            self._control.save(job)
+        raise state_error(job, IllegalTransition(job.state))
 
     async def SaveCheckpoint(
         self, request_iterator: AsyncIterator[pb.SaveCheckpointRequest], context: Any
@@ -225,6 +239,18 @@ def _measured(first: pb.UploadAdapterRequest, record: Record) -> tuple[float, fl
     if not all(map(math.isfinite, sums)):
         raise invalid("evaluation", "must be finite")
     return sums
+
+
+def _audit(first: pb.UploadAdapterRequest, record: Record) -> trainer_pb2.Audit | None:
+    """Return what an upload says came of its canaries: something if and only if some were planted."""
+    if first.HasField("audit") != record.plan.HasField("canaries"):
+        raise invalid("audit", "must be set if and only if the assignment has canaries")
+    if not first.HasField("audit"):
+        return None
+    numbers = [value for _, value in first.audit.ListFields() if isinstance(value, float)]
+    if not all(map(math.isfinite, numbers)) or len(first.audit.roc) > MOST_ROC_POINTS:
+        raise invalid("audit", f"must hold finite numbers, and at most {MOST_ROC_POINTS} points of a ROC curve")
+    return first.audit
 
 
 async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> None:

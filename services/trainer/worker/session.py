@@ -20,6 +20,7 @@ from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.launcher import EVICTED
+from services.trainer.worker.attack import Planting
 from services.trainer.worker.checkpoint import binding
 from services.trainer.worker.clipping import Clipping
 from services.trainer.worker.data import Row, Unit, group_units
@@ -44,6 +45,8 @@ from services.trainer.worker.summary import Summary
 from services.trainer.worker.text import Encoder, TextFormat, TextFormatError, encoder
 from services.trainer.worker.wire import Token, connect, patiently
 
+# What was measured of rows, with noise, and what was found out about canaries.
+_Measured = tuple[pb.NoisySums | None, trainer_pb2.Audit | None]
 CHUNK_BYTES = 1 << 19
 CALL_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 600.0
@@ -121,7 +124,7 @@ class Session:
                 with tempfile.TemporaryDirectory() as folder:
                     measured = self._train(assignment, beats, Path(folder))
                     if first:
-                        self._upload(Path(folder), steps, measured)
+                        self._upload(Path(folder), steps, *measured)
                 self._summary.reported_steps = steps
                 return 0
             except Evicted:
@@ -155,13 +158,13 @@ class Session:
             self._give_up(cause, beats.completed_steps, beats.reported_steps)
         return FAILED
 
-    def _train(self, assignment: trainer_pb2.Assignment, beats: Heartbeat | None, out: Path) -> pb.NoisySums | None:
-        """Train, save the adapter to `out`, and measure it if that is asked for."""
+    def _train(self, assignment: trainer_pb2.Assignment, beats: Heartbeat | None, out: Path) -> _Measured:
+        """Train, save the adapter to `out`, and measure and attack it if that is asked for."""
         chosen, ranks = assignment.settings, self._ranks
         private = assignment.HasField("mechanism")
         if not private:
             if not ranks.first:
-                return None  # an ordinary fine-tune has no shares
+                return None, None  # an ordinary fine-tune has no shares
             ranks = Ranks()
         base = load_base(assignment.base_model_location)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
@@ -189,21 +192,33 @@ class Session:
             units, stream = found[0].units, origin.key.stream(purpose)
             return group_units(found[1], units, count, chosen.max_rows_per_unit, stream)
 
+        planting = None
+        if assignment.HasField("canaries"):
+            text_format = _FORMATS[assignment.text_format]
+            planting = Planting(
+                assignment.canaries, encode, text_format, chosen.max_rows_per_unit, origin.key, base.tokenizer
+            )
         run: Run
         if private:
-            units = grouped((received, rows), assignment.unit_count, "rows")
+            units = grouped((received, rows), assignment.unit_count, "rows") + (planting.units if planting else [])
             run = PrivateRun(model, units, _private(assignment), origin.key, origin.execution, ranks)
         else:
-            run = PlainRun(model, rows, _plain(assignment))
+            run = PlainRun(model, rows + (planting.rows if planting else []), _plain(assignment))
         if found:
             run.load_state_dict(found["run"])
         saver.finish(run, origin, ranks, beats, self._evicted)
         ranks.leave()
         if not ranks.first:
-            return None
+            return None, None
         save_adapter(model, out, assignment.base_model.removeprefix("baseModels/"))
+
+        def pause() -> None:
+            saver.heed(run, origin, Ranks(), beats, self._evicted)
+
+        # After it was saved: what is attacked is what will be published.
+        audit = planting.audit(model, assignment.audit_delta, pause) if planting else None
         if wanted is None or held_out is None:
-            return None
+            return None, audit
         loss, count = noisy_sums(
             model,
             grouped(held_out, wanted.unit_count, "held-out rows"),
@@ -211,9 +226,9 @@ class Session:
             wanted.noise_multiplier,
             origin.key.stream("evaluation"),
             origin.execution.micro_batch_tokens,
-            lambda: saver.heed(run, origin, Ranks(), beats, self._evicted),
+            pause,
         )
-        return pb.NoisySums(loss=loss, units=count)
+        return pb.NoisySums(loss=loss, units=count), audit
 
     def _assignment(self) -> trainer_pb2.Assignment:
         request = pb.GetAssignmentRequest(job=self._job)
@@ -229,17 +244,21 @@ class Session:
         received = read_rows(self._read, self._token, frame, assignment)
         return received, encode(received.texts, received.completions)
 
-    def _upload(self, folder: Path, steps: int, measured: pb.NoisySums | None) -> None:
+    def _upload(self, folder: Path, steps: int, measured: pb.NoisySums | None, audit: trainer_pb2.Audit | None) -> None:
         patiently(
             lambda: self._trainer.UploadAdapter(
-                self._pieces(folder, steps, measured),
+                self._pieces(folder, steps, measured, audit),
                 timeout=UPLOAD_TIMEOUT_S,
                 metadata=self._token.metadata(),
             )
         )
 
-    def _pieces(self, folder: Path, steps: int, measured: pb.NoisySums | None) -> Iterator[pb.UploadAdapterRequest]:
-        yield pb.UploadAdapterRequest(job=self._job, attempt=self._attempt, completed_steps=steps, evaluation=measured)
+    def _pieces(
+        self, folder: Path, steps: int, measured: pb.NoisySums | None, audit: trainer_pb2.Audit | None
+    ) -> Iterator[pb.UploadAdapterRequest]:
+        yield pb.UploadAdapterRequest(
+            job=self._job, attempt=self._attempt, completed_steps=steps, evaluation=measured, audit=audit
+        )
         for path in sorted(folder.iterdir()):
             with path.open("rb") as file:
                 name = path.name

@@ -117,6 +117,27 @@ def test_a_measurement_is_paid_for_beside_its_job(
     assert spent.truncation_delta_e18 == sum(one.committed.truncation_delta_e18 for one in (own, measured))
 
 
+@pytest.mark.parametrize("unlimited", [False, True])
+def test_an_audit_comes_with_its_job_and_costs_nothing(
+    cluster: Any, notes: list[dict[str, Any]], unlimited: bool
+) -> None:
+    dataset = cluster.register(notes, epsilon=30.0)
+    spec = cluster.spec(dataset, epochs=5.0)
+    if unlimited:
+        spec.unlimited = True
+    spec.canaries.template, spec.canaries.count = "{name} has {number}|{word}", 40
+    job = cluster.ended(cluster.create(spec).name)
+    assert job.state == trainer_pb2.JOB_STATE_SUCCEEDED, job
+    audit = job.audit
+    assert (audit.canaries, audit.others, audit.delta) == (40, 1000, pytest.approx(job.plan.audit_delta))
+    assert 5 < audit.planted < 35
+    assert audit.attacked == audit.planted
+    assert sum(audit.exposure_histogram) == audit.planted
+    assert (audit.roc[0].false_positive_rate, audit.roc[-1].true_positive_rate) == (0.0, 1.0)
+    spent = cluster.account(dataset.account).spent
+    assert spent == (privacy_pb2.Price() if unlimited else job.plan.statement.price)
+
+
 def test_a_job_that_is_stopped_gives_its_measurement_back(cluster: Any, notes: list[dict[str, Any]]) -> None:
     dataset = cluster.register(notes)
     name = cluster.create(with_measurement(cluster.spec(dataset, **LONG), dataset)).name

@@ -198,3 +198,36 @@ async def test_a_dataset_that_the_analyst_may_not_use_does_not_exist(upstream: U
     with pytest.raises(MurmuraError) as caught:
         await plan(upstream, spec())
     assert caught.value.reason == "RESOURCE_NOT_FOUND"
+
+
+async def test_canaries_are_planned_and_cost_nothing(upstream: Upstream) -> None:
+    without = await plan(upstream, spec())
+    wanted = spec()
+    wanted.canaries.template = "{name} suffers from |{word}"
+    with_them = await plan(upstream, wanted)
+    assert (with_them.canaries.count, with_them.canaries.rows) == (500, 1)
+    assert with_them.canaries.template == wanted.canaries.template
+    with_them.ClearField("canaries")
+    with_them.ClearField("audit_delta")
+    assert with_them == without
+
+
+@pytest.mark.parametrize(
+    ("template", "text_format", "said"),
+    [
+        ("no hole", trainer_pb2.TEXT_FORMAT_PLAIN, "needs a hole"),
+        ("{name} {ward}", trainer_pb2.TEXT_FORMAT_PLAIN, "has the hole {ward}; there are {name}, {word}, {number}"),
+        ("{name}|{word}|{word}", trainer_pb2.TEXT_FORMAT_PLAIN, "may have one bar"),
+        ("|{word}", trainer_pb2.TEXT_FORMAT_PLAIN, "may have one bar"),
+        ("{name}| ", trainer_pb2.TEXT_FORMAT_PLAIN, "may have one bar"),
+        ("{name}", trainer_pb2.TEXT_FORMAT_CHAT, "needs a bar"),
+    ],
+)
+async def test_a_template_that_makes_no_canaries_is_refused(
+    upstream: Upstream, template: str, text_format: Any, said: str
+) -> None:
+    wanted = spec()
+    wanted.canaries.template, wanted.text_format = template, text_format
+    with pytest.raises(MurmuraError) as caught:
+        await plan(upstream, wanted)
+    assert said in caught.value.violations["spec.canaries.template"]

@@ -12,11 +12,13 @@ import grpc
 import pytest
 
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
-from murmura.api.trainer.v1 import trainer_service_pb2
+from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2
 from services.common.errors import MurmuraError
 from services.common.tokens import Principal
 from services.trainer import jobs, workers
+from services.trainer.control import Control
 from services.trainer.launcher import Observation
+from services.trainer.messages import job_message
 from services.trainer.store import Record
 from tests.support.lives import RESERVATION, World, record
 
@@ -79,6 +81,85 @@ async def test_an_upload_measures_what_was_paid_for_and_nothing_else(
     assert list(caught.value.violations) == ["evaluation"]
     found = control.store.get("job")
     assert found is not None and found.job.state == jobs.RUNNING
+
+
+def audit(epsilon: float = 1.0, points: int = 2) -> trainer_pb2.Audit:
+    found = trainer_pb2.Audit(canaries=500, planted=260, certain_epsilon=epsilon, estimated_epsilon=epsilon + 1)
+    for _ in range(points):
+        found.roc.add(false_positive_rate=0.5, true_positive_rate=0.5)
+    return found
+
+
+async def uploaded(
+    monkeypatch: pytest.MonkeyPatch, control: Control, sent: trainer_pb2.Audit | None
+) -> tuple[MurmuraError, Record]:
+    """Upload an adapter that is none, with an audit; returns the refusal, and the job."""
+    token = Principal("worker:job", frozenset({"worker"}), {"job": "trainingJobs/job", "attempt": "1"})
+    first = trainer_service_pb2.UploadAdapterRequest(job="trainingJobs/job", attempt=1, completed_steps=20, audit=sent)
+
+    async def upload() -> AsyncIterator[trainer_service_pb2.UploadAdapterRequest]:
+        yield first
+
+    service = workers.WorkerService(control, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(workers, "current_principal", lambda: token)
+    with pytest.raises(MurmuraError) as caught:
+        await service.UploadAdapter(upload(), None)
+    found = control.store.get("job")
+    assert found is not None
+    return caught.value, found
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"), [(False, audit()), (True, None), (True, audit(float("nan"))), (True, audit(points=201))]
+)
+async def test_an_upload_tells_of_canaries_if_and_only_if_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool, sent: trainer_pb2.Audit | None
+) -> None:
+    world = World(tmp_path)
+    control, wanted = world.life(), record(_now(world.running()))
+    if asked:
+        wanted.plan.canaries.template = "{name}"
+    control.store.add(wanted)
+    refusal, found = await uploaded(monkeypatch, control, sent)
+    assert list(refusal.violations) == ["audit"]
+    assert found.job.state == jobs.RUNNING
+
+
+async def test_an_adapter_whose_audit_refutes_its_promise_is_published_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    control, wanted = world.life(), record(_now(world.running()))
+    wanted.plan.canaries.template = "{name}"
+    control.store.add(wanted)
+    promised = wanted.plan.statement.epsilon
+    refusal, found = await uploaded(monkeypatch, control, audit(promised + 0.1))
+    assert refusal.reason == "JOB_STATE"
+    assert found.job.ending is not None and found.job.ending.cause == jobs.PROMISE_BROKEN
+    await control.reconcile("job")
+    over = control.store.get("job")
+    assert over is not None and over.job.state == jobs.FAILED
+    message = job_message(over)
+    assert message.error.message.startswith("The audit proves that this adapter gives away more than was promised")
+    assert message.audit == audit(promised + 0.1)
+    assert world.ledger.kinds() == ["Commit"]
+    request = ledger_service_pb2.CommitReservationRequest.FromString(world.ledger.events[0][1])
+    assert not request.HasField("attested_steps"), "it is charged in full"
+    assert not (tmp_path / "artifacts" / "job").exists()
+
+
+@pytest.mark.parametrize("unlimited", [False, True])
+async def test_a_promise_that_is_kept_or_was_never_given_is_not_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlimited: bool
+) -> None:
+    world = World(tmp_path)
+    control, wanted = world.life(), record(_now(world.running()))
+    wanted.plan.canaries.template, wanted.plan.statement.unlimited = "{name}", unlimited
+    control.store.add(wanted)
+    sent = audit(30.0 if unlimited else wanted.plan.statement.epsilon)
+    refusal, found = await uploaded(monkeypatch, control, sent)
+    assert refusal.reason == "ADAPTER_REJECTED", "it came as far as its files, of which there are none"
+    assert found.job.ending is None
 
 
 def _now(job: jobs.Job) -> jobs.Job:

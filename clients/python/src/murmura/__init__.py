@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from murmura.aio import AsyncClient
+    from murmura.audit import Canaries
     from murmura.calls.registration import table
     from murmura.client import Client
     from murmura.evaluation import eval
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from murmura.tracing import trace, where
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncClient", "Client", "Model", "__version__", "eval", "table", "trace", "where"]
+__all__ = ["LLM", "AsyncClient", "Canaries", "Client", "Model", "__version__", "eval", "table", "trace", "where"]
 
 _PLACES = {
     "AsyncClient": "murmura.aio",
+    "Canaries": "murmura.audit",
     "Client": "murmura.client",
     "LLM": "murmura.llm",
     "Model": "murmura.llm",

@@ -115,6 +115,12 @@ def _add_cost(table: Table, plan: trainer_pb2.Plan) -> None:
 
 
 def _add_measurement(table: Table, plan: trainer_pb2.Plan) -> None:
+    if plan.HasField("canaries"):
+        table.add_row(
+            "canaries",
+            Text(f"{plan.canaries.count}, about half of them planted; attacked at the end, at no cost:\n")
+            + Text(plan.canaries.template, style="dim"),
+        )
     if plan.HasField("evaluation"):
         wanted = plan.evaluation
         table.add_row(
@@ -188,6 +194,11 @@ def show_result(job: trainer_pb2.TrainingJob) -> None:
     statement = job.statement
     promise = "no privacy" if statement.unlimited else f"ε = {statement.epsilon:.4g}, δ = {statement.delta:.2g}"
     console.print(Text("✓ ", style="bold green") + Text(f"{job.adapter} is served: {promise}"))
+    if job.HasField("audit"):
+        from murmura.audit import Audit
+
+        for line in Audit(job).lines():
+            say(f"  {line}")
     if job.HasField("evaluation"):
         from murmura.metrics import Evaluation
 

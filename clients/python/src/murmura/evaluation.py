@@ -23,6 +23,7 @@ from murmura.statistics import RemoteStatistic, column_of
 
 if TYPE_CHECKING:
     from murmura.api.trainer.v1 import trainer_pb2
+    from murmura.audit import Canaries
     from murmura.client import Client
 
 _PUBLIC = (PublicTuple, PublicList, PublicInt, RemoteDataset)
@@ -39,6 +40,7 @@ def eval(
     *,
     held_out: RemoteFrame | None = None,
     evaluation_epsilon: float | None = None,
+    canaries: Canaries | None = None,
     again: bool = False,
 ) -> Model: ...
 @overload
@@ -54,6 +56,7 @@ def eval(
     *,
     held_out: RemoteFrame | None = None,
     evaluation_epsilon: float | None = None,
+    canaries: Canaries | None = None,
     again: bool = False,
 ) -> Any: ...
 def eval(
@@ -62,6 +65,7 @@ def eval(
     *,
     held_out: RemoteFrame | None = None,
     evaluation_epsilon: float | None = None,
+    canaries: Canaries | None = None,
     again: bool = False,
 ) -> Any:
     """Evaluate a remote object and say what the outcome is: public, mock, DP (ε, δ), or unlimited (by policy …).
@@ -75,6 +79,7 @@ def eval(
             ordinary fine-tune, where the dataset's policy allows one.
         held_out: rows of the same dataset on which a trained model is measured once (`model.evaluation`).
         evaluation_epsilon: the epsilon that this measurement may reach; it is paid for beside the job.
+        canaries: made-up texts to plant, and to attack the trained model for (`model.audit`); they cost nothing.
         again: train or compute (and pay) once more although the same was done before.
 
     Returns:
@@ -87,9 +92,9 @@ def eval(
         murmura.errors.InvalidInput: if it cannot be had this way; the text says how.
     """
     if isinstance(obj, Model):
-        return _train(obj, target_epsilon, held_out, evaluation_epsilon, again)
-    if held_out is not None or evaluation_epsilon is not None:
-        raise InvalidInput("held_out and evaluation_epsilon are for models.")
+        return _train(obj, target_epsilon, held_out, evaluation_epsilon, canaries, again)
+    if held_out is not None or evaluation_epsilon is not None or canaries is not None:
+        raise InvalidInput("held_out, evaluation_epsilon and canaries are for models.")
     if isinstance(obj, RemoteStatistic):
         return _ask(obj, target_epsilon, again)
     if isinstance(obj, RemoteFrame | RemoteSeries):
@@ -107,6 +112,7 @@ def _train(
     target_epsilon: float | str | None,
     held_out: RemoteFrame | None,
     evaluation_epsilon: float | None,
+    canaries: Canaries | None,
     again: bool,
 ) -> Model:
     """Train a model: show the plan, reserve the budget, run, publish."""
@@ -115,7 +121,7 @@ def _train(
             "Training reads private rows: pass target_epsilon=…, what it may cost, or target_epsilon='unlimited' where "
             "the policy allows a model without privacy."
         )
-    client, spec = model.client, model.spec(target_epsilon, held_out, evaluation_epsilon)
+    client, spec = model.client, model.spec(target_epsilon, held_out, evaluation_epsilon, canaries)
     earlier, request_id = jobs.earlier_job(client.jobs(), spec, client.subject, again)
     if earlier is None:
         plan = client.run(jobs.plan_job(spec)).plan

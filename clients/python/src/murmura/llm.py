@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from murmura.audit import Audit, Canaries
 from murmura.errors import InvalidInput, MurmuraError
 from murmura.frame import RemoteFrame
 from murmura.metrics import Evaluation
@@ -115,6 +116,7 @@ class Model(Sampler):
         target_epsilon: float | str,
         held_out: RemoteFrame | None = None,
         evaluation_epsilon: float | None = None,
+        canaries: Canaries | None = None,
     ) -> trainer_pb2.JobSpec:
         """Return what the contracts call this job; arguments as for `murmura.eval`.
 
@@ -146,6 +148,10 @@ class Model(Sampler):
             spec.evaluation.CopyFrom(
                 trainer_pb2.EvaluationSpec(frame=self._other(held_out).proto, target_epsilon=float(evaluation_epsilon))
             )
+        if canaries is not None:
+            if not isinstance(canaries, Canaries):
+                raise InvalidInput(f"canaries takes murmura.Canaries('…'), not a {type(canaries).__name__}.")
+            spec.canaries.CopyFrom(canaries.spec())
         return spec
 
     def _other(self, frame: RemoteFrame) -> RemoteFrame:
@@ -175,6 +181,17 @@ class Model(Sampler):
                 "Nothing was measured. murmura.eval(…, held_out=X_test, evaluation_epsilon=0.5) does, at that price."
             )
         return Evaluation(job.evaluation)
+
+    @property
+    def audit(self) -> Audit:
+        """What an attacker found out about its canaries."""
+        job = self._trained()
+        if not job.HasField("audit"):
+            raise MurmuraError(
+                "It was trained without canaries, so there is nothing to attack. murmura.eval(…, canaries="
+                "murmura.Canaries('{name} suffers from |a {word} form of {word}')) plants some; they cost nothing."
+            )
+        return Audit(job)
 
     def served_name(self) -> str:
         """Return the adapter's name at the inference service."""

@@ -267,6 +267,48 @@ class EvaluationSpec(_message.Message):
 Global___EvaluationSpec: _TypeAlias = EvaluationSpec  # noqa: Y015
 
 @_typing.final
+class CanarySpec(_message.Message):
+    """Made-up texts that a worker plants among the real rows, to see what the trained adapter gives away of them. Each is a
+    privacy unit of its own, and a coin decides of each whether it takes part. What comes of it tells of made-up texts and
+    of the adapter alone, so it costs nothing beyond the job.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    template: _builtins.str
+    """What they look like: a text with the holes {name}, {word} and {number}, each filled at random for each canary. One bar
+    `|` may separate what an attacker types from the secret that he is after.
+    """
+    count: _builtins.int
+    """How many a coin is thrown for; the default is 500."""
+    rows: _builtins.int
+    """Rows of one canary, all alike; the default is 1. No more than `max_rows_per_unit` take part."""
+    def __init__(
+        self,
+        *,
+        template: _builtins.str = ...,
+        count: _builtins.int | None = ...,
+        rows: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_rows", b"_rows", "count", b"count", "rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "_rows", b"_rows", "count", b"count", "rows", b"rows", "template", b"template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
+    _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
+    _WhichOneofReturnType__rows: _TypeAlias = _typing.Literal["rows"]  # noqa: Y015
+    _WhichOneofArgType__rows: _TypeAlias = _typing.Literal["_rows", b"_rows"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rows) -> _WhichOneofReturnType__rows | None: ...
+
+Global___CanarySpec: _TypeAlias = CanarySpec  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     """What a job should be, as the analyst says it."""
 
@@ -282,6 +324,7 @@ class JobSpec(_message.Message):
     TEXT_FORMAT_FIELD_NUMBER: _builtins.int
     COMPLETION_COLUMN_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    CANARIES_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """`baseModels/<id>`."""
     text_column: _builtins.str
@@ -308,6 +351,10 @@ class JobSpec(_message.Message):
     def evaluation(self) -> Global___EvaluationSpec:
         """What to measure at the end; nothing is unless this is set."""
 
+    @_builtins.property
+    def canaries(self) -> Global___CanarySpec:
+        """Canaries to plant; none unless this is set."""
+
     def __init__(
         self,
         *,
@@ -321,10 +368,11 @@ class JobSpec(_message.Message):
         text_format: Global___TextFormat.ValueType = ...,
         completion_column: _builtins.str = ...,
         evaluation: Global___EvaluationSpec | None = ...,
+        canaries: Global___CanarySpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "unlimited", b"unlimited"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canaries", b"canaries", "evaluation", b"evaluation", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "unlimited", b"unlimited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "completion_column", b"completion_column", "display_name", b"display_name", "evaluation", b"evaluation", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "text_column", b"text_column", "text_format", b"text_format", "unlimited", b"unlimited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "canaries", b"canaries", "completion_column", b"completion_column", "display_name", b"display_name", "evaluation", b"evaluation", "frame", b"frame", "privacy", b"privacy", "settings", b"settings", "target_epsilon", b"target_epsilon", "text_column", b"text_column", "text_format", b"text_format", "unlimited", b"unlimited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_privacy: _TypeAlias = _typing.Literal["target_epsilon", "unlimited"]  # noqa: Y015
     _WhichOneofArgType_privacy: _TypeAlias = _typing.Literal["privacy", b"privacy"]  # noqa: Y015
@@ -413,6 +461,150 @@ class Evaluation(_message.Message):
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
 @_typing.final
+class RocPoint(_message.Message):
+    """A point of a ROC curve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FALSE_POSITIVE_RATE_FIELD_NUMBER: _builtins.int
+    TRUE_POSITIVE_RATE_FIELD_NUMBER: _builtins.int
+    false_positive_rate: _builtins.float
+    """Share of the canaries that took no part and were called members."""
+    true_positive_rate: _builtins.float
+    """Share of those that took part and were called so."""
+    def __init__(
+        self,
+        *,
+        false_positive_rate: _builtins.float = ...,
+        true_positive_rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["false_positive_rate", b"false_positive_rate", "true_positive_rate", b"true_positive_rate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RocPoint: _TypeAlias = RocPoint  # noqa: Y015
+
+@_typing.final
+class Audit(_message.Message):
+    """What an attacker who sees the adapter found out about its canaries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANARIES_FIELD_NUMBER: _builtins.int
+    PLANTED_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    GUESSES_FIELD_NUMBER: _builtins.int
+    CORRECT_GUESSES_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    REFUTED_MU_FIELD_NUMBER: _builtins.int
+    REFUTED_EPSILON_FIELD_NUMBER: _builtins.int
+    ESTIMATED_MU_FIELD_NUMBER: _builtins.int
+    ESTIMATED_EPSILON_FIELD_NUMBER: _builtins.int
+    CERTAIN_EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    TRUE_POSITIVE_RATE_AT_0_1_PERCENT_FIELD_NUMBER: _builtins.int
+    TRUE_POSITIVE_RATE_AT_1_PERCENT_FIELD_NUMBER: _builtins.int
+    ROC_FIELD_NUMBER: _builtins.int
+    MEDIAN_EXPOSURE_FIELD_NUMBER: _builtins.int
+    HIGHEST_EXPOSURE_FIELD_NUMBER: _builtins.int
+    EXPOSURE_LIMIT_FIELD_NUMBER: _builtins.int
+    EXPOSURE_HISTOGRAM_FIELD_NUMBER: _builtins.int
+    ATTACKED_FIELD_NUMBER: _builtins.int
+    EXTRACTED_GREEDILY_FIELD_NUMBER: _builtins.int
+    EXTRACTED_BY_SAMPLING_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    canaries: _builtins.int
+    """Canaries for which a coin was thrown."""
+    planted: _builtins.int
+    """Those of them that took part."""
+    others: _builtins.int
+    """Canaries made alike that never took part; they sharpen the ROC curve and the exposures."""
+    guesses: _builtins.int
+    """Guesses made about coins, of the share of them that refutes most."""
+    correct_guesses: _builtins.int
+    """Guesses that were right."""
+    confidence: _builtins.float
+    """Of the lower bounds, each."""
+    refuted_mu: _builtins.float
+    """The greatest mu of a Gaussian promise that the guesses refute. Assumes nothing about model or attack; stays small
+    even where everything leaks.
+    """
+    refuted_epsilon: _builtins.float
+    """The same as epsilon."""
+    estimated_mu: _builtins.float
+    """What mu is at least, if canaries are independent of each other."""
+    estimated_epsilon: _builtins.float
+    """The same as epsilon."""
+    certain_epsilon: _builtins.float
+    """The greater of the two epsilons, but for a chance of one in a million. An adapter of which it is beyond the promise is
+    not published.
+    """
+    delta: _builtins.float
+    """At which the epsilons are said."""
+    true_positive_rate_at_0_1_percent: _builtins.float
+    """The best true-positive rate at a false-positive rate of 0.1 %."""
+    true_positive_rate_at_1_percent: _builtins.float
+    """The best true-positive rate at a false-positive rate of 1 %."""
+    median_exposure: _builtins.float
+    """Median exposure of the planted canaries, in bits; about 1 where nothing leaks."""
+    highest_exposure: _builtins.float
+    """The highest exposure, in bits."""
+    exposure_limit: _builtins.float
+    """The highest exposure that could be seen, in bits."""
+    attacked: _builtins.int
+    """Planted canaries whose secret was asked for; none where the template has no bar."""
+    extracted_greedily: _builtins.int
+    """Those of them whose secret the adapter completes greedily."""
+    extracted_by_sampling: _builtins.int
+    """Those whose secret is among a few completions that were sampled."""
+    samples: _builtins.int
+    """How many were sampled for each."""
+    @_builtins.property
+    def roc(self) -> _containers.RepeatedCompositeFieldContainer[Global___RocPoint]:
+        """The ROC curve of whoever calls every canary beyond a threshold a member."""
+
+    @_builtins.property
+    def exposure_histogram(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many planted canaries have an exposure of 0 to 1 bits, of 1 to 2 bits, and so on."""
+
+    def __init__(
+        self,
+        *,
+        canaries: _builtins.int = ...,
+        planted: _builtins.int = ...,
+        others: _builtins.int = ...,
+        guesses: _builtins.int = ...,
+        correct_guesses: _builtins.int = ...,
+        confidence: _builtins.float = ...,
+        refuted_mu: _builtins.float = ...,
+        refuted_epsilon: _builtins.float = ...,
+        estimated_mu: _builtins.float = ...,
+        estimated_epsilon: _builtins.float = ...,
+        certain_epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        true_positive_rate_at_0_1_percent: _builtins.float = ...,
+        true_positive_rate_at_1_percent: _builtins.float = ...,
+        roc: _abc.Iterable[Global___RocPoint] | None = ...,
+        median_exposure: _builtins.float = ...,
+        highest_exposure: _builtins.float = ...,
+        exposure_limit: _builtins.float = ...,
+        exposure_histogram: _abc.Iterable[_builtins.int] | None = ...,
+        attacked: _builtins.int = ...,
+        extracted_greedily: _builtins.int = ...,
+        extracted_by_sampling: _builtins.int = ...,
+        samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attacked", b"attacked", "canaries", b"canaries", "certain_epsilon", b"certain_epsilon", "confidence", b"confidence", "correct_guesses", b"correct_guesses", "delta", b"delta", "estimated_epsilon", b"estimated_epsilon", "estimated_mu", b"estimated_mu", "exposure_histogram", b"exposure_histogram", "exposure_limit", b"exposure_limit", "extracted_by_sampling", b"extracted_by_sampling", "extracted_greedily", b"extracted_greedily", "guesses", b"guesses", "highest_exposure", b"highest_exposure", "median_exposure", b"median_exposure", "others", b"others", "planted", b"planted", "refuted_epsilon", b"refuted_epsilon", "refuted_mu", b"refuted_mu", "roc", b"roc", "samples", b"samples", "true_positive_rate_at_0_1_percent", b"true_positive_rate_at_0_1_percent", "true_positive_rate_at_1_percent", b"true_positive_rate_at_1_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Audit: _TypeAlias = Audit  # noqa: Y015
+
+@_typing.final
 class Cost(_message.Message):
     """What machines cost, by the operator's prices."""
 
@@ -462,6 +654,8 @@ class Plan(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    CANARIES_FIELD_NUMBER: _builtins.int
+    AUDIT_DELTA_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Number of steps that will run."""
     row_count: _builtins.int
@@ -480,6 +674,8 @@ class Plan(_message.Message):
     """The cap of the account: epsilon."""
     spent_epsilon: _builtins.float
     """Spent and pending before this job, as epsilon."""
+    audit_delta: _builtins.float
+    """Delta at which their audit will say epsilon."""
     @_builtins.property
     def settings(self) -> Global___Settings:
         """Every choice, filled in."""
@@ -504,6 +700,10 @@ class Plan(_message.Message):
         every row were as long as it may be.
         """
 
+    @_builtins.property
+    def canaries(self) -> Global___CanarySpec:
+        """The canaries that will be planted, filled in; unset where none will."""
+
     def __init__(
         self,
         *,
@@ -521,10 +721,12 @@ class Plan(_message.Message):
         reasons: _abc.Iterable[_builtins.str] | None = ...,
         evaluation: Global___EvaluationPlan | None = ...,
         cost: Global___Cost | None = ...,
+        canaries: Global___CanarySpec | None = ...,
+        audit_delta: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "evaluation", b"evaluation", "settings", b"settings", "statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canaries", b"canaries", "cost", b"cost", "evaluation", b"evaluation", "settings", b"settings", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "affordable", b"affordable", "cap_epsilon", b"cap_epsilon", "cost", b"cost", "evaluation", b"evaluation", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "reasons", b"reasons", "row_count", b"row_count", "settings", b"settings", "spent_epsilon", b"spent_epsilon", "statement", b"statement", "steps", b"steps", "unit_count", b"unit_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "affordable", b"affordable", "audit_delta", b"audit_delta", "canaries", b"canaries", "cap_epsilon", b"cap_epsilon", "cost", b"cost", "evaluation", b"evaluation", "left_epsilon", b"left_epsilon", "left_epsilon_after", b"left_epsilon_after", "reasons", b"reasons", "row_count", b"row_count", "settings", b"settings", "spent_epsilon", b"spent_epsilon", "statement", b"statement", "steps", b"steps", "unit_count", b"unit_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -555,6 +757,7 @@ class TrainingJob(_message.Message):
     EVALUATION_RESERVATION_FIELD_NUMBER: _builtins.int
     NODE_SECONDS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`trainingJobs/<id>`."""
     state: Global___JobState.ValueType
@@ -611,6 +814,10 @@ class TrainingJob(_message.Message):
     def cost(self) -> Global___Cost:
         """What they cost so far; unset where the operator gives no prices."""
 
+    @_builtins.property
+    def audit(self) -> Global___Audit:
+        """What came of the canaries, if any were planted: once SUCCEEDED, or where it is why the job FAILED."""
+
     def __init__(
         self,
         *,
@@ -633,10 +840,11 @@ class TrainingJob(_message.Message):
         evaluation_reservation: _builtins.str = ...,
         node_seconds: _builtins.float = ...,
         cost: Global___Cost | None = ...,
+        audit: Global___Audit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "statement", b"statement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "cost", b"cost", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "plan", b"plan", "spec", b"spec", "start_time", b"start_time", "statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "completed_steps", b"completed_steps", "cost", b"cost", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "evaluation_reservation", b"evaluation_reservation", "name", b"name", "node_seconds", b"node_seconds", "owner", b"owner", "plan", b"plan", "reservation", b"reservation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "audit", b"audit", "completed_steps", b"completed_steps", "cost", b"cost", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "evaluation_reservation", b"evaluation_reservation", "name", b"name", "node_seconds", b"node_seconds", "owner", b"owner", "plan", b"plan", "reservation", b"reservation", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "statement", b"statement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -661,6 +869,8 @@ class Assignment(_message.Message):
     TEXT_FORMAT_FIELD_NUMBER: _builtins.int
     COMPLETION_COLUMN_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    CANARIES_FIELD_NUMBER: _builtins.int
+    AUDIT_DELTA_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`trainingJobs/<id>`."""
     attempt: _builtins.int
@@ -679,6 +889,8 @@ class Assignment(_message.Message):
     """What a row is."""
     completion_column: _builtins.str
     """The column that holds completions; unset unless there are any."""
+    audit_delta: _builtins.float
+    """Delta at which the audit says epsilon."""
     @_builtins.property
     def frame(self) -> _expressions_pb2.Frame:
         """The rows."""
@@ -694,6 +906,10 @@ class Assignment(_message.Message):
     @_builtins.property
     def evaluation(self) -> Global___EvaluationAssignment:
         """What to measure after the last step, if anything."""
+
+    @_builtins.property
+    def canaries(self) -> Global___CanarySpec:
+        """Canaries to plant and attack, if any; filled in."""
 
     def __init__(
         self,
@@ -711,10 +927,12 @@ class Assignment(_message.Message):
         text_format: Global___TextFormat.ValueType = ...,
         completion_column: _builtins.str = ...,
         evaluation: Global___EvaluationAssignment | None = ...,
+        canaries: Global___CanarySpec | None = ...,
+        audit_delta: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "frame", b"frame", "mechanism", b"mechanism", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canaries", b"canaries", "evaluation", b"evaluation", "frame", b"frame", "mechanism", b"mechanism", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model", b"base_model", "base_model_location", b"base_model_location", "completion_column", b"completion_column", "evaluation", b"evaluation", "frame", b"frame", "job", b"job", "mechanism", b"mechanism", "settings", b"settings", "text_column", b"text_column", "text_format", b"text_format", "unit_count", b"unit_count", "unlimited_steps", b"unlimited_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "audit_delta", b"audit_delta", "base_model", b"base_model", "base_model_location", b"base_model_location", "canaries", b"canaries", "completion_column", b"completion_column", "evaluation", b"evaluation", "frame", b"frame", "job", b"job", "mechanism", b"mechanism", "settings", b"settings", "text_column", b"text_column", "text_format", b"text_format", "unit_count", b"unit_count", "unlimited_steps", b"unlimited_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -623,6 +623,7 @@ class UploadAdapterRequest(_message.Message):
     FILE_NAME_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`trainingJobs/<id>`; must be the token's. In the first message."""
     attempt: _builtins.int
@@ -637,6 +638,10 @@ class UploadAdapterRequest(_message.Message):
     def evaluation(self) -> Global___NoisySums:
         """What was measured, in the first message; set if and only if the assignment asks for it."""
 
+    @_builtins.property
+    def audit(self) -> _trainer_pb2.Audit:
+        """What came of the canaries, in the first message; set if and only if the assignment has any."""
+
     def __init__(
         self,
         *,
@@ -646,10 +651,11 @@ class UploadAdapterRequest(_message.Message):
         file_name: _builtins.str = ...,
         data: _builtins.bytes = ...,
         evaluation: Global___NoisySums | None = ...,
+        audit: _trainer_pb2.Audit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completed_steps", b"completed_steps", "data", b"data", "evaluation", b"evaluation", "file_name", b"file_name", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "audit", b"audit", "completed_steps", b"completed_steps", "data", b"data", "evaluation", b"evaluation", "file_name", b"file_name", "job", b"job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

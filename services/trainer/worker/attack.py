@@ -1,0 +1,139 @@
+"""What an attacker does to a finished adapter: scores its canaries, and asks it for their secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from murmura.api.trainer.v1 import trainer_pb2
+from services.trainer.worker import auditing
+from services.trainer.worker.canaries import OTHERS, Canary, coins, make, planted
+from services.trainer.worker.data import Row, pad
+from services.trainer.worker.loss import sequence_losses
+from services.trainer.worker.streams import RunKey
+from services.trainer.worker.text import Encoder, TextFormat
+
+# Asking takes far longer than scoring.
+MOST_ATTACKED = 50
+SAMPLES = 8
+SCORED_AT_ONCE = 32
+ROC_POINTS = 100
+
+
+class Planting:
+    """The canaries of a job; the same on every rank, and after a resume.
+
+    Args:
+        spec: as assigned.
+        encode: the job's way from text to rows.
+        text_format: of the job's rows.
+        most_rows: of a unit.
+        key: of the run.
+        tokenizer: of the base model.
+    """
+
+    def __init__(
+        self,
+        spec: trainer_pb2.CanarySpec,
+        encode: Encoder,
+        text_format: TextFormat,
+        most_rows: int,
+        key: RunKey,
+        tokenizer: Any,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._canaries = make(spec.template, spec.count, key.stream("canaries"))
+        self._others = make(spec.template, OTHERS, key.stream("other canaries"))
+        self._part = coins(spec.count, key.stream("coins of canaries"))
+        self._rows, self._other_rows = (
+            [canary.encoded(encode, text_format) for canary in some] for some in (self._canaries, self._others)
+        )
+        self.units = planted(self._rows, self._part, min(spec.rows, most_rows))
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of those that take part."""
+        return [row for unit in self.units for row in unit.rows]
+
+    @torch.no_grad()
+    def audit(self, model: Any, delta: float, pause: Callable[[], None] = lambda: None) -> trainer_pb2.Audit:
+        """Attack a trained model.
+
+        Args:
+            model: with its adapter, as it was saved.
+            delta: at which epsilon is said.
+            pause: called now and then; what it raises ends the attack.
+        """
+        model.eval()
+        own, others = (_scores(model, rows, pause) for rows in (self._rows, self._other_rows))
+        members = [score for score, part in zip(own, self._part, strict=True) if part]
+        found = auditing.findings(members, [s for s, part in zip(own, self._part, strict=True) if not part], others)
+        asked = [canary for canary, part in zip(self._canaries, self._part, strict=True) if part and canary.secret]
+        extracted = [self._extracted(model, canary, pause) for canary in asked[:MOST_ATTACKED]]
+        histogram = [0] * (int(found.exposure_limit) + 1)
+        for exposure in found.exposures:
+            histogram[int(exposure)] += 1
+        return trainer_pb2.Audit(
+            canaries=len(own),
+            planted=len(members),
+            others=len(others),
+            guesses=found.guesses,
+            correct_guesses=found.correct,
+            confidence=auditing.CONFIDENCE,
+            refuted_mu=found.refuted,
+            refuted_epsilon=auditing.epsilon_of(found.refuted, delta),
+            estimated_mu=found.estimated,
+            estimated_epsilon=auditing.epsilon_of(found.estimated, delta),
+            certain_epsilon=auditing.epsilon_of(found.certain, delta),
+            delta=delta,
+            true_positive_rate_at_0_1_percent=found.true_positive_rate(0.001),
+            true_positive_rate_at_1_percent=found.true_positive_rate(0.01),
+            roc=[
+                trainer_pb2.RocPoint(false_positive_rate=alarm, true_positive_rate=hit)
+                for alarm, hit in auditing.thinned(found.roc, ROC_POINTS)
+            ],
+            median_exposure=found.median_exposure,
+            highest_exposure=found.exposures[0],
+            exposure_limit=found.exposure_limit,
+            exposure_histogram=histogram,
+            attacked=len(extracted),
+            extracted_greedily=sum(greedily for greedily, _ in extracted),
+            extracted_by_sampling=sum(sampled for _, sampled in extracted),
+            samples=SAMPLES if extracted else 0,
+        )
+
+    def _extracted(self, model: Any, canary: Canary, pause: Callable[[], None]) -> tuple[bool, bool]:
+        """Type a canary's prompt; returns whether its secret comes greedily, and whether it does in some sample."""
+        pause()
+        # As rows begin: without what marks the end of a text.
+        asked = [self._tokenizer.bos_token_id, *self._tokenizer(canary.prompt, add_special_tokens=False)["input_ids"]]
+        ids = torch.tensor([[one for one in asked if one is not None]], device=next(model.parameters()).device)
+        room = len(self._tokenizer(canary.secret, add_special_tokens=False)["input_ids"]) + 2
+        common = {"attention_mask": torch.ones_like(ids), "max_new_tokens": room, "use_cache": True}
+        common |= {"pad_token_id": self._tokenizer.eos_token_id}
+        greedy = model.generate(input_ids=ids, do_sample=False, **common)
+        sampled = model.generate(
+            input_ids=ids, do_sample=True, temperature=1.0, top_k=0, num_return_sequences=SAMPLES, **common
+        )
+
+        def said(sequences: Any) -> list[str]:
+            texts: list[str] = self._tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
+            return [" ".join(text.split()) for text in texts]
+
+        secret = " ".join(canary.secret.split())
+        return tuple(any(text.startswith(secret) for text in said(found)) for found in (greedy, sampled))  # type: ignore[return-value]
+
+
+def _scores(model: Any, rows: Sequence[Row], pause: Callable[[], None]) -> list[float]:
+    """Return by how much the adapter has lowered each row's loss per token: what it has learned of it."""
+    scores: list[float] = []
+    for start in range(0, len(rows), SCORED_AT_ONCE):
+        pause()
+        ids, labels = pad(rows[start : start + SCORED_AT_ONCE], next(model.parameters()).device)
+        adapted = sequence_losses(model(input_ids=ids, use_cache=False).logits, labels)
+        with model.disable_adapter():
+            before = sequence_losses(model(input_ids=ids, use_cache=False).logits, labels)
+        scores += (before - adapted).double().tolist()
+    return scores

@@ -1,0 +1,61 @@
+"""A real worker attacks what it has trained: a leak is found, a kept promise is not accused, and a broken one is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from murmura.api.trainer.v1 import trainer_pb2
+from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from tests.support.recorder import ROWS, SECRET, Recorder, assigned, run
+
+TEMPLATE = "{name} {number} suffers from |{word} {word} {word}"
+DELTA = 1e-5
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Path:
+    """The bundled base model: random weights learn nothing by heart."""
+    return Path(__file__).parents[3] / "deploy/local/base_model/weights"
+
+
+def audited(
+    folder: Path, base_model: Path, noise_multiplier: float, count: int = 200, steps: int = 300, **settings: float
+) -> trainer_pb2.Audit:
+    """Train on a few rows and canaries; returns what the worker found out about those."""
+    assignment = assigned(base_model)
+    assignment.canaries.CopyFrom(trainer_pb2.CanarySpec(template=TEMPLATE, count=count, rows=2))
+    assignment.audit_delta = DELTA
+    assignment.settings.max_length, assignment.settings.lora_rank, assignment.settings.learning_rate = 48, 8, 5e-3
+    for name, value in settings.items():
+        setattr(assignment.settings, name, value)
+    assignment.mechanism.sampling_probability = 0.1
+    assignment.mechanism.steps, assignment.mechanism.noise_multiplier = steps, noise_multiplier
+    if noise_multiplier < 0:
+        assignment.ClearField("mechanism")
+        assignment.unlimited_steps = steps
+    recorder = Recorder(assignment, ROWS)
+    assert run(recorder, folder) == (0, "")
+    first, *rest = recorder.of(pb.UploadAdapterRequest)
+    assert not any(message.HasField("audit") for message in rest)
+    assert SECRET.encode() not in first.SerializeToString()
+    found: trainer_pb2.Audit = first.audit
+    return found
+
+
+def test_an_audit_of_a_model_without_privacy_finds_the_leak(bundled: Path, tmp_path: Path) -> None:
+    audit = audited(tmp_path, bundled, noise_multiplier=-1.0, steps=300, batch_size=16)
+    print(audit)
+    assert (audit.canaries, audit.others) == (200, 1000)
+    assert 60 < audit.planted < 140
+    assert audit.correct_guesses == audit.guesses > 50
+    assert audit.true_positive_rate_at_1_percent > 0.5
+    assert audit.median_exposure > 8
+    assert audit.estimated_epsilon > 8
+
+
+def test_an_engine_whose_noise_is_switched_off_is_caught(bundled: Path, tmp_path: Path) -> None:
+    audit = audited(tmp_path, bundled, noise_multiplier=0.0, steps=200)
+    print(audit)
+    assert audit.certain_epsilon > 2.0
