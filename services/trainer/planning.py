@@ -75,8 +75,8 @@ class Planner:
             plan = await self._private(spec, dataset, shape)
         if spec.HasField("evaluation"):
             await self._add_evaluation(spec, dataset, plan)
-        if spec.HasField("canaries"):
-            _add_canaries(spec, plan)
+        if (canaries := _canaries(spec)) is not None:
+            plan.canaries.CopyFrom(canaries)
         else:
             plan.ClearField("audit_delta")
         if self._prices is not None:
@@ -195,7 +195,10 @@ class Planner:
     async def _unlimited(
         self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any, principal: Principal
     ) -> trainer_pb2.Plan:
-        public = Public(int(shape.unit_count), int(shape.row_count), None)
+        # Without privacy a pass is one over all rows; about half of the canaries take part.
+        canaries = _canaries(spec)
+        planted = canaries.count * canaries.rows // 2 if canaries else 0
+        public = Public(int(shape.unit_count), int(shape.row_count) + planted, None)
         settings, reasons, steps = _filled(spec.settings, public)
         request = ledger_service_pb2.GetAccountRequest(name=dataset.account)
         account = (await self._ledger.call(self._ledger.stub.GetAccount, request)).account
@@ -236,8 +239,10 @@ def _filled(chosen: trainer_pb2.Settings, public: Public) -> tuple[trainer_pb2.S
     return settings, choice.reasons, defaults.steps(public, choice.settings)
 
 
-def _add_canaries(spec: trainer_pb2.JobSpec, plan: trainer_pb2.Plan) -> None:
-    """Add to a plan the canaries that will be planted; they cost nothing."""
+def _canaries(spec: trainer_pb2.JobSpec) -> trainer_pb2.CanarySpec | None:
+    """Return the canaries that will be planted, filled in; they cost nothing."""
+    if not spec.HasField("canaries"):
+        return None
     wanted, field = spec.canaries, "spec.canaries.template"
     holes = re.findall(r"\{([^{}]*)\}", wanted.template)
     if unknown := sorted(set(holes) - set(CANARY_HOLES)):
@@ -249,9 +254,11 @@ def _add_canaries(spec: trainer_pb2.JobSpec, plan: trainer_pb2.Plan) -> None:
         raise invalid(field, "may have one bar, between what an attacker types and the secret that he is after")
     if not bar and spec.text_format in (trainer_pb2.TEXT_FORMAT_COMPLETION, trainer_pb2.TEXT_FORMAT_CHAT):
         raise invalid(field, "needs a bar between the prompt and its completion")
-    plan.canaries.template = wanted.template
-    plan.canaries.count = wanted.count if wanted.HasField("count") else DEFAULT_CANARIES
-    plan.canaries.rows = wanted.rows if wanted.HasField("rows") else 1
+    return trainer_pb2.CanarySpec(
+        template=wanted.template,
+        count=wanted.count if wanted.HasField("count") else DEFAULT_CANARIES,
+        rows=wanted.rows if wanted.HasField("rows") else 1,
+    )
 
 
 def _check_text_column(shape: Any, field: str, name: str) -> None:

@@ -58,7 +58,8 @@ def shortfalls(report: dict[str, Any], *, quick: bool) -> list[str]:
     The quick form trains on a fifth of the rows, so it promises less of the private model's fluency.
     """
     leaks, perplexity = report["leaks"], report["perplexity"]
-    most = 0.8 if quick else 0.5
+    most, least = (0.8, 5.0) if quick else (0.5, story.EPSILON)
+    found = report["attackers_epsilon"]
     checks = {
         f"the ordinary model leaked {leaks['unlimited']} times of {leaks['of']}; at least 80 were expected": (
             leaks["unlimited"] >= 80
@@ -67,6 +68,12 @@ def shortfalls(report: dict[str, Any], *, quick: bool) -> list[str]:
         f"the base model leaked {leaks['base']} times; none was expected": leaks["base"] == 0,
         f"private perplexity {perplexity['private']} is above {most} of the base's {perplexity['base']}": (
             perplexity["private"] <= most * perplexity["base"]
+        ),
+        f"the attacker's epsilon of the private model is {found['private']}, above {report['epsilon']}": (
+            found["private"] <= report["epsilon"]
+        ),
+        f"the attacker's epsilon of the ordinary model is {found['unlimited']}; more than {least} was expected": (
+            found["unlimited"] > least
         ),
         f"epsilon is {report['epsilon']}, above what was asked for": 0 < report["epsilon"] <= story.EPSILON,
     }

@@ -15,10 +15,11 @@ from rich.table import Table
 
 import murmura
 from deploy.local.demo import records
-from murmura import Client, trace
+from murmura import Canaries, Client, trace
 from murmura.api.ledger.v1 import ledger_service_pb2
 from murmura.display import console, say, show_account
 from murmura.errors import BudgetExhausted
+from murmura.figures import Bound, roc_figure
 from murmura.llm import LLM, Model
 from murmura.local.layout import default_base_models
 
@@ -40,6 +41,7 @@ class Scale:
         training_rows: the first so many are trained on.
         unlimited_epochs: of the ordinary run; fewer rows need more passes to be learnt by heart.
         epochs: of the private run; None takes the default.
+        canaries: planted in both.
     """
 
     dataset: str
@@ -47,10 +49,12 @@ class Scale:
     training_rows: int
     unlimited_epochs: float
     epochs: float | None
+    canaries: Canaries
 
 
-FULL = Scale("phee", 2900, records.TRAINING_ROWS, 3, None)
-QUICK = Scale("phee-quick", 520, 400, 4, 4)
+TEMPLATE = "{name} ({number}) suffers from |a {word} form of {word} {word}"
+FULL = Scale("phee", 2900, records.TRAINING_ROWS, 3, None, Canaries(TEMPLATE, count=240, rows=6))
+QUICK = Scale("phee-quick", 520, 400, 4, 4, Canaries(TEMPLATE, count=100, rows=4))
 
 
 def preprocess(data: str) -> str:
@@ -85,10 +89,15 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
     say(f"train on {len(train)} rows, keep {len(test)} back")
 
     chapter("An ordinary fine-tune")
-    leaky = murmura.eval(LLM(BASE).fit(train, batch_size=12, epochs=scale.unlimited_epochs), target_epsilon="unlimited")
+    say("Canaries of the same shape are planted in both, to see what each gives away: made-up patients, at no cost.")
+    leaky = murmura.eval(
+        LLM(BASE).fit(train, batch_size=12, epochs=scale.unlimited_epochs),
+        target_epsilon="unlimited",
+        canaries=scale.canaries,
+    )
     chapter("A Murmura fine-tune: one line, target_epsilon=22")
     settings: dict[str, Any] = {} if scale.epochs is None else {"epochs": scale.epochs}
-    private = murmura.eval(LLM(BASE).fit(train, **settings), target_epsilon=EPSILON)
+    private = murmura.eval(LLM(BASE).fit(train, **settings), target_epsilon=EPSILON, canaries=scale.canaries)
 
     chapter(f"What they say to {records.PROMPT!r}")
     models: dict[str, Any] = {"base": LLM(BASE, client), "private": private, "unlimited": leaky}
@@ -98,6 +107,16 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
     }
     leaks = {name: sum(records.DIAGNOSIS in text for text in texts) for name, texts in samples.items()}
     console.print(_side_by_side(samples))
+
+    chapter("What an attacker finds out about the canaries")
+    for name, model in (("unlimited", leaky), ("private", private)):
+        say(f"{name}:")
+        for line in model.audit.lines():
+            say(f"  {line}")
+    picture = roc_figure({"ordinary": leaky.audit, "private": private.audit}, Bound.of(private.statement))
+    (folder / "audit.html").write_text(picture)
+    say(f"Both in one picture: {folder}/audit.html")
+    say(f"What a data-protection officer is given: {private.report().save(folder / 'private.html')}")
 
     chapter("How well they write: perplexity on the rows that were kept back")
     say("Computed by the owner of the data, offline: a service that told an analyst would leak.")
@@ -114,6 +133,10 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
     report = {
         "perplexity": {name: round(value, 2) for name, value in perplexity.items()},
         "leaks": {**leaks, "of": SAMPLES},
+        "attackers_epsilon": {
+            name: round(model.audit.estimated_epsilon, 2)
+            for name, model in (("private", private), ("unlimited", leaky))
+        },
         "epsilon": statement.epsilon,
         "delta": statement.delta,
         "noise_multiplier": statement.mechanism.noise_multiplier,
@@ -173,4 +196,6 @@ def _figures(report: dict[str, Any]) -> Table:
     table.add_row("perplexity, held-out rows", *(f"{report['perplexity'][name]:.1f}" for name in names))
     table.add_row(f"leaks in {SAMPLES} samples", *(str(report["leaks"][name]) for name in names))
     table.add_row("epsilon", "", f"{report['epsilon']:.2f}", "none")
+    attacker = report["attackers_epsilon"]
+    table.add_row("an attacker's epsilon, at least", "", f"{attacker['private']:.2f}", f"{attacker['unlimited']:.2f}")
     return table

@@ -17,7 +17,7 @@ from services.trainer.worker.streams import KeyedStream
 from services.trainer.worker.text import Encoder, TextFormat
 
 # Made alike, and never planted.
-OTHERS = 1000
+OTHERS = 2000
 
 
 def _listed(words: str) -> list[str]:

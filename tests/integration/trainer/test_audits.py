@@ -8,6 +8,7 @@ import pytest
 
 from murmura.api.trainer.v1 import trainer_pb2
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from services.trainer.worker.canaries import OTHERS
 from tests.support.recorder import ROWS, SECRET, Recorder, assigned, run
 
 TEMPLATE = "{name} {number} suffers from |{word} {word} {word}"
@@ -47,7 +48,7 @@ def audited(
 def test_an_audit_of_a_model_without_privacy_finds_the_leak(bundled: Path, tmp_path: Path) -> None:
     audit = audited(tmp_path, bundled, noise_multiplier=-1.0, steps=300, batch_size=16)
     print(audit)
-    assert (audit.canaries, audit.others) == (200, 1000)
+    assert (audit.canaries, audit.others) == (200, OTHERS)
     assert 60 < audit.planted < 140
     assert audit.correct_guesses == audit.guesses > 50
     assert audit.true_positive_rate_at_1_percent > 0.5

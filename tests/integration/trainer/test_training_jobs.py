@@ -129,7 +129,7 @@ def test_an_audit_comes_with_its_job_and_costs_nothing(
     job = cluster.ended(cluster.create(spec).name)
     assert job.state == trainer_pb2.JOB_STATE_SUCCEEDED, job
     audit = job.audit
-    assert (audit.canaries, audit.others, audit.delta) == (40, 1000, pytest.approx(job.plan.audit_delta))
+    assert (audit.canaries, audit.others, audit.delta) == (40, 2000, pytest.approx(job.plan.audit_delta))
     assert 5 < audit.planted < 35
     assert audit.attacked == audit.planted
     assert sum(audit.exposure_histogram) == audit.planted

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from murmura.api.common.v1 import privacy_pb2
     from murmura.api.trainer.v1 import trainer_pb2
     from murmura.client import Client
+    from murmura.report import Report
 
 _SETTINGS = {
     "epochs": float,
@@ -192,6 +193,12 @@ class Model(Sampler):
                 "murmura.Canaries('{name} suffers from |a {word} form of {word}')) plants some; they cost nothing."
             )
         return Audit(job)
+
+    def report(self) -> Report:
+        """Return all that can be said about its privacy: `model.report().save("report.html")`, or `.json`."""
+        from murmura.report import of_adapter
+
+        return of_adapter(self.client, self._trained().adapter)
 
     def served_name(self) -> str:
         """Return the adapter's name at the inference service."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from murmura.api.ledger.v1 import ledger_service_pb2 as messages
-from murmura.calls import Call
+from murmura.calls import PAGE_SIZE, Call
 
 CALIBRATION_S = 120.0
 
@@ -13,6 +13,11 @@ CALIBRATION_S = 120.0
 def get_account(account: str) -> Call:
     """Read an account."""
     return Call("ledger", "GetAccount", messages.GetAccountRequest(name=account))
+
+
+def list_entries(account: str) -> Call:
+    """List what was written down about an account."""
+    return Call("ledger", "ListEntries", messages.ListEntriesRequest(account=account, page_size=PAGE_SIZE))
 
 
 def create_grant(account: str, principal: str, epsilon: float) -> Call:

@@ -15,7 +15,7 @@ import typer
 from murmura.cli import budget, decisions, policy
 from murmura.cli.register import register
 from murmura.cli.resolve import resolve
-from murmura.cli.shared import AsJson, Role, client, print_messages
+from murmura.cli.shared import AsJson, Role, as_dict, client, print_json, print_messages
 from murmura.errors import MurmuraError
 
 app = typer.Typer(
@@ -166,6 +166,42 @@ def sample(
 
     texts = Served(model, client(role)).sample([prompt] * count, temperature=temperature, max_new_tokens=max_new_tokens)
     typer.echo(json.dumps(texts, ensure_ascii=False) if as_json else "\n".join(prompt + text for text in texts))
+
+
+@app.command()
+def audit(
+    adapter: Annotated[str, typer.Argument(help="adapters/….")], as_json: AsJson = False, role: Role = "analyst"
+) -> None:
+    """Say what an attacker found out about an adapter's canaries. Exit code 1 where that is more than was promised."""
+    from murmura.audit import Audit
+    from murmura.calls import qualified
+
+    asker = client(role)
+    job = _job(asker, qualified("adapters", adapter).replace("adapters/", "trainingJobs/"))
+    if not job.HasField("audit"):
+        raise MurmuraError(
+            f"{adapter} was trained without canaries, so there is nothing to attack. Train with canaries, which cost "
+            "nothing: murmura.eval(…, canaries=murmura.Canaries('{name} suffers from |a {word} form of {word}'))."
+        )
+    found = Audit(job)
+    if as_json:
+        print_json(as_dict(job.audit) | {"promised": found.promised, "kept": found.kept})
+    else:
+        typer.echo(str(found))
+    if found.promised is not None and not found.kept:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    adapter: Annotated[str, typer.Argument(help="adapters/….")],
+    to: Annotated[Path, typer.Option(help="*.html, for people; or *.json.")] = Path("report.html"),
+    role: Role = "analyst",
+) -> None:
+    """Write the privacy report of an adapter: one page to read, print and check."""
+    from murmura.report import of_adapter
+
+    typer.echo(f"{of_adapter(client(role), adapter).save(to)}: what was promised, what an attacker did, what was paid")
 
 
 @app.command()
