@@ -58,7 +58,28 @@ def test_an_audit_and_a_report(murmura_up: Callable[[str], Layout], tmp_path: Pa
     assert {entry["kind"] for entry in report["entries"]} >= {"reserve", "commit"}
     assert report["audit"]["planted"] == model.audit.message.planted
 
-    frame = client.dataset("notes").as_pandas()
-    without = murmura.eval(LLM("tiny", client).fit(frame, epochs=1, lora_rank=2, max_length=48), target_epsilon=1.0)
-    refused = command("audit", without.served_name())
+    # Without a line of Python: a plan, a job that is not agreed to, and one that is.
+    wish = ("notes", "--epsilon", "1", "--base", "tiny", "--rows", "0:30")
+    small = ("--set", "epochs=1", "--set", "lora_rank=2", "--set", "max_length=48")
+    plan = json.loads(command("plan", *wish, *small, "--json").stdout)
+    assert (plan["unitCount"], plan["affordable"]) == ("30", True)
+    assert "Plan (nothing is spent yet)" in command("plan", *wish, *small).stdout
+    too_much = command("plan", "notes", "--epsilon", "9", "--base", "tiny", *small)
+    assert too_much.returncode == 1 and "nothing was spent" in too_much.stderr
+    for wrong, said in (
+        (("--rows", "5"), "give two positions"),
+        (("--set", "epochs"), "give NAME=VALUE"),
+        (("--set", "epochs=many"), "is no number"),
+        (("--set", "speed=3"), "No setting speed"),
+        (("--canaries", "{ward}"), "there are {name}, {word}, {number}"),
+    ):
+        refused = command("plan", *wish, *wrong)
+        assert refused.returncode == 1 and said in refused.stderr, refused.stderr
+    spent = client.account("notes").spent
+    assert command("train", *wish, *small).returncode == 1, "nobody has agreed"
+    assert client.account("notes").spent == spent
+    trained = command("train", *wish, *small, "--yes")
+    assert trained.returncode == 0, trained.stderr
+    assert client.account("notes").spent != spent
+    refused = command("audit", client.jobs()[0].adapter)
     assert refused.returncode == 1 and "trained without canaries" in refused.stderr

@@ -140,6 +140,7 @@ def test_each_builder_fits_its_method() -> None:
         budgets.propose_cap("accounts/a", 1.0, "because it is so"),
         budgets.calibrate("accounts/a", 1.0, 0.1, 10),
         budgets.approve_cap("accounts/a/capChanges/c"),
+        budgets.list_entries("accounts/a"),
         budgets.get_reservation("accounts/a/reservations/r"),
         jobs.list_base_models(),
         jobs.list_jobs(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
 from murmura import display, outcomes
@@ -92,7 +93,12 @@ def eval(
         murmura.errors.InvalidInput: if it cannot be had this way; the text says how.
     """
     if isinstance(obj, Model):
-        return _train(obj, target_epsilon, held_out, evaluation_epsilon, canaries, again)
+        if target_epsilon is None:
+            raise InvalidInput(
+                "Training reads private rows: pass target_epsilon=…, what it may cost, or target_epsilon='unlimited' "
+                "where the policy allows a model without privacy."
+            )
+        return train(obj, obj.spec(target_epsilon, held_out, evaluation_epsilon, canaries), again)
     if held_out is not None or evaluation_epsilon is not None or canaries is not None:
         raise InvalidInput("held_out, evaluation_epsilon and canaries are for models.")
     if isinstance(obj, RemoteStatistic):
@@ -107,26 +113,27 @@ def eval(
     raise InvalidInput(f"eval takes {_TAKES}, not a {type(obj).__name__}.")
 
 
-def _train(
+def train(
     model: Model,
-    target_epsilon: float | str | None,
-    held_out: RemoteFrame | None,
-    evaluation_epsilon: float | None,
-    canaries: Canaries | None,
-    again: bool,
+    spec: trainer_pb2.JobSpec,
+    again: bool = False,
+    agreed: Callable[[], None] = lambda: None,
 ) -> Model:
-    """Train a model: show the plan, reserve the budget, run, publish."""
-    if target_epsilon is None:
-        raise InvalidInput(
-            "Training reads private rows: pass target_epsilon=…, what it may cost, or target_epsilon='unlimited' where "
-            "the policy allows a model without privacy."
-        )
-    client, spec = model.client, model.spec(target_epsilon, held_out, evaluation_epsilon, canaries)
+    """Train a model: show the plan, reserve the budget, run, publish.
+
+    Args:
+        model: becomes the trained one.
+        spec: what it is to be.
+        again: train (and pay) once more although the same was done before.
+        agreed: called when the plan has been shown and nothing is spent yet; what it raises ends it there.
+    """
+    client = model.client
     earlier, request_id = jobs.earlier_job(client.jobs(), spec, client.subject, again)
     if earlier is None:
         plan = client.run(jobs.plan_job(spec)).plan
         display.show_plan(plan, spec)
         jobs.require_affordable(plan, spec)
+        agreed()
         job = client.run(jobs.create_job(spec, request_id)).training_job
     else:
         job = earlier

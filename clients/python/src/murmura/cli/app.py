@@ -16,6 +16,7 @@ from murmura.cli import budget, decisions, policy
 from murmura.cli.register import register
 from murmura.cli.resolve import resolve
 from murmura.cli.shared import AsJson, Role, as_dict, client, print_json, print_messages
+from murmura.cli.training import plan, train
 from murmura.errors import MurmuraError
 
 app = typer.Typer(
@@ -29,6 +30,8 @@ budget.app.command()(decisions.grant)
 budget.app.command()(decisions.propose_cap)
 budget.app.command()(decisions.approve_cap)
 app.command()(register)
+app.command()(plan)
+app.command()(train)
 app.add_typer(budget.app, name="budget")
 app.add_typer(policy.app, name="policy")
 app.add_typer(jobs, name="jobs")
