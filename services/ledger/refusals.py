@@ -99,7 +99,7 @@ def _exhausted(refusal: Refusal, account: Account, metadata: dict[str, Any]) -> 
         )
         step = f"Lower target_epsilon to at most {left_epsilon:.4g}, or ask a steward"
     else:
-        what = f"the truncation pool of {whose}{metadata['account']} is used up by the number of jobs"
+        what = f"The truncation pool of {whose}{metadata['account']} is used up by the number of jobs"
         step = "Ask a steward"
     metadata |= {
         "asked_epsilon": f"{asked_epsilon:.6g}",
@@ -107,7 +107,7 @@ def _exhausted(refusal: Refusal, account: Account, metadata: dict[str, Any]) -> 
         "asked_units": asked.units,
         "left_units": left.units,
     }
-    text = f"{what[0].upper()}{what[1:]}; nothing was spent. {step}."
+    text = f"{what}; nothing was spent. {step}."
     return MurmuraError(_CODES[refusal.reason], refusal.reason, text, _text(metadata))
 
 

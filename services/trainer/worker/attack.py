@@ -127,7 +127,11 @@ class Planting:
 
 
 def _scores(model: Any, rows: Sequence[Row], pause: Callable[[], None]) -> list[float]:
-    """Return by how much the adapter has lowered each row's loss per token: what it has learned of it."""
+    """Return the share of each row's loss that the adapter has taken away: what it has learned of it.
+
+    Of the scores that were tried on the bundled model (loss, its difference, its share, per token and in sum) the share
+    and the loss itself find most, and the share alone forgives a row for being hard.
+    """
     scores: list[float] = []
     for start in range(0, len(rows), SCORED_AT_ONCE):
         pause()
@@ -135,5 +139,5 @@ def _scores(model: Any, rows: Sequence[Row], pause: Callable[[], None]) -> list[
         adapted = sequence_losses(model(input_ids=ids, use_cache=False).logits, labels)
         with model.disable_adapter():
             before = sequence_losses(model(input_ids=ids, use_cache=False).logits, labels)
-        scores += (before - adapted).double().tolist()
+        scores += (1 - adapted / before.clamp(min=1e-6)).double().tolist()
     return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,15 @@ def audited(seed: int, noise_multiplier: float) -> auditing.Findings:
     own, others = (_scores(trained, some, lambda: None) for some in (rows[:CANARIES], rows[CANARIES:]))
     sides = ([score for score, member in zip(own, part, strict=True) if member is side] for side in (True, False))
     return auditing.findings(*sides, others)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """More would only wait for each other, at this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
