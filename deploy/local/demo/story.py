@@ -113,7 +113,7 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
         say(f"{name}:")
         for line in model.audit.lines():
             say(f"  {line}")
-    picture = roc_figure({"ordinary": leaky.audit, "private": private.audit}, Bound.of(private.statement))
+    picture = roc_figure({"private": private.audit, "ordinary": leaky.audit}, Bound.of(private.statement))
     (folder / "audit.html").write_text(picture)
     say(f"Both in one picture: {folder}/audit.html")
     say(f"What a data-protection officer is given: {private.report().save(folder / 'private.html')}")

@@ -43,7 +43,7 @@ class Planting:
         key: RunKey,
         tokenizer: Any,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._text_format = tokenizer, text_format
         self._canaries = make(spec.template, spec.count, key.stream("canaries"))
         self._others = make(spec.template, OTHERS, key.stream("other canaries"))
         self._part = coins(spec.count, key.stream("coins of canaries"))
@@ -107,9 +107,8 @@ class Planting:
     def _extracted(self, model: Any, canary: Canary, pause: Callable[[], None]) -> tuple[bool, bool]:
         """Type a canary's prompt; returns whether its secret comes greedily, and whether it does in some sample."""
         pause()
-        # As rows begin: without what marks the end of a text.
-        asked = [self._tokenizer.bos_token_id, *self._tokenizer(canary.prompt, add_special_tokens=False)["input_ids"]]
-        ids = torch.tensor([[one for one in asked if one is not None]], device=next(model.parameters()).device)
+        asked = canary.asked(self._tokenizer, self._text_format)
+        ids = torch.tensor([asked], device=next(model.parameters()).device)
         room = len(self._tokenizer(canary.secret, add_special_tokens=False)["input_ids"]) + 2
         common = {"attention_mask": torch.ones_like(ids), "max_new_tokens": room, "use_cache": True}
         common |= {"pad_token_id": self._tokenizer.eos_token_id}

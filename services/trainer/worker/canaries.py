@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from services.trainer.worker.data import Row, Unit
 from services.trainer.worker.streams import KeyedStream
@@ -66,6 +67,17 @@ class Canary:
             said = [{"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.secret}]
             return encode([json.dumps(said)], [])[0]
         return encode([self.prompt + self.secret], [])[0]
+
+    def asked(self, tokenizer: Any, text_format: TextFormat) -> list[int]:
+        """Return what an attacker types, in tokens, as a row of a job's format begins."""
+        if text_format is TextFormat.CHAT:
+            said = [{"role": "user", "content": self.prompt}]
+            found: list[int] = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+            return found
+        # A space at the end is part of the next word's token; completions are tokenised apart, and keep it.
+        typed = self.prompt if text_format is TextFormat.COMPLETION else self.prompt.rstrip()
+        first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return [first, *tokenizer(typed, add_special_tokens=False)["input_ids"]]
 
 
 def make(template: str, count: int, stream: KeyedStream) -> list[Canary]:

@@ -86,8 +86,3 @@ def test_twenty_runs_never_exceed_what_is_proven(proven: float) -> None:
 def test_a_run_whose_noise_is_switched_off_is_caught(proven: float) -> None:
     found = audited(0, 0.0)
     assert auditing.epsilon_of(found.certain, DELTA) > proven
-
-
-def test_canaries_that_take_no_part_leave_no_trace() -> None:
-    row = Row.of(np.arange(10, 20))
-    assert planted([row, row], [True, False], 3) == [Unit((row, row, row)), Unit(())]
