@@ -23,6 +23,7 @@ from the top down, force ever more probability onto fewer right guesses; where t
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -88,7 +89,7 @@ def findings(planted: Sequence[float], left_out: Sequence[float], others: Sequen
     if not planted or not (left_out or others):
         raise ValueError("an audit needs canaries on both sides")
     counted = [_guessed(planted, left_out, share) for share in SHARES]
-    strangers = sorted([*left_out, *others], reverse=True)
+    strangers = sorted([*left_out, *others])
     roc, canaries, tests = _roc(planted, strangers), len(planted) + len(left_out), len(SHARES)
     mus = [mu_refuted(canaries, *one, (1 - CONFIDENCE) / tests) for one in counted]
     certain = max(mu_refuted(canaries, *one, FALSE_ALARM / tests) for one in counted)
@@ -111,11 +112,11 @@ def mu_estimated(planted: Sequence[float], strangers: Sequence[float], significa
 
     Args:
         planted: scores of canaries that the model was trained on.
-        strangers: of those that it was not, highest first.
+        strangers: of those that it was not.
         significance: probability of returning too much.
     """
     each, found = significance / (2 * len(CALLED)), 0.0
-    ranked = sorted([(score, False) for score in strangers] + [(score, True) for score in planted], reverse=True)
+    ranked = _ranked(planted, strangers)
     for share in CALLED:
         called = ranked[: max(1, round(share * len(planted)))]
         hits = sum(member for _, member in called)
@@ -189,17 +190,27 @@ def _delta_of(mu: float, epsilon: float) -> float:
 
 def _guessed(planted: Sequence[float], left_out: Sequence[float], share: float) -> tuple[int, int]:
     """Guess the highest scores to be members and the lowest not to be; returns how many were guessed, and rightly."""
-    ranked = sorted([(score, True) for score in planted] + [(score, False) for score in left_out], reverse=True)
-    each = int(len(ranked) * share / 2)
-    if not each:
-        return 0, 0
-    right = sum(member for _, member in ranked[:each]) + sum(not member for _, member in ranked[-each:])
-    return 2 * each, right
+    each = int((len(planted) + len(left_out)) * share / 2)
+    found = sum(member for _, member in _ranked(planted, left_out)[:each])
+    cleared = sum(
+        stranger for _, stranger in _ranked([-score for score in left_out], [-score for score in planted])[:each]
+    )
+    return 2 * each, found + cleared
+
+
+def _ranked(wanted: Sequence[float], rest: Sequence[float]) -> list[tuple[float, bool]]:
+    """Return scores with whether they are of the wanted, the highest first.
+
+    Of equal scores (canaries of one text have them) the wanted come last: whoever guesses cannot tell them apart, and
+    no order in which they happen to lie may help him.
+    """
+    scores = [(score, True) for score in wanted] + [(score, False) for score in rest]
+    return sorted(scores, key=lambda one: (-one[0], one[1]))
 
 
 def _roc(planted: Sequence[float], strangers: Sequence[float]) -> tuple[tuple[float, float], ...]:
     """Return the corners of the ROC, from (0, …) to (1, 1)."""
-    ranked = sorted([(score, False) for score in strangers] + [(score, True) for score in planted], reverse=True)
+    ranked = _ranked(planted, strangers)
     corners, alarms, hits = [(0.0, 0.0)], 0, 0
     for position, (score, member) in enumerate(ranked):
         alarms, hits = alarms + (not member), hits + member
@@ -221,7 +232,7 @@ def _exposure(score: float, strangers: Sequence[float]) -> float:
 
     Args:
         score: of it.
-        strangers: of canaries that the model was not trained on, highest first.
+        strangers: of canaries that the model was not trained on, lowest first.
     """
-    rank = 1 + sum(other >= score for other in strangers)
+    rank = 1 + len(strangers) - bisect_left(strangers, score)
     return math.log2(len(strangers) + 1) - math.log2(rank)

@@ -91,6 +91,15 @@ def test_roc_and_exposure_of_known_scores() -> None:
     assert auditing.thinned(found.roc, 3) == [found.roc[0], found.roc[4], found.roc[-1]]
 
 
+def test_equal_scores_prove_nothing() -> None:
+    """Canaries of one text score alike, and the order in which they lie would otherwise tell the coins."""
+    alike = findings([1.0] * 200, [1.0] * 200, [1.0] * 400)
+    assert (alike.refuted, alike.estimated, alike.certain) == (0.0, 0.0, 0.0)
+    halves = findings([2.0] * 100 + [1.0] * 100, [2.0] * 100 + [1.0] * 100, [])
+    assert (halves.refuted, halves.estimated, halves.certain) == (0.0, 0.0, 0.0)
+    assert set(halves.exposures) == {math.log2(201) - math.log2(101), math.log2(201) - math.log2(201)}
+
+
 def test_an_audit_needs_both_sides() -> None:
     for planted, others in (([], [1.0]), ([1.0], [])):
         with pytest.raises(ValueError, match="both sides"):
