@@ -63,6 +63,7 @@ class Planner:
         if privacy is None or (privacy == "unlimited" and not spec.unlimited):
             raise invalid("spec.target_epsilon", "must be set, or unlimited must be true")
         self.location(spec.base_model)
+        canaries = _canaries(spec)
         dataset = await self._dataset(spec, principal)
         if (spec.text_format == trainer_pb2.TEXT_FORMAT_COMPLETION) != bool(spec.completion_column):
             completes = not spec.completion_column
@@ -70,12 +71,12 @@ class Planner:
             raise invalid("spec.completion_column", must)
         shape = await self._frame(spec, spec.frame)
         if privacy == "unlimited":
-            plan = await self._unlimited(spec, dataset, shape, principal)
+            plan = await self._unlimited(spec, dataset, shape, principal, canaries)
         else:
             plan = await self._private(spec, dataset, shape)
         if spec.HasField("evaluation"):
             await self._add_evaluation(spec, dataset, plan)
-        if (canaries := _canaries(spec)) is not None:
+        if canaries is not None:
             plan.canaries.CopyFrom(canaries)
         else:
             plan.ClearField("audit_delta")
@@ -193,10 +194,14 @@ class Planner:
         plan.left_epsilon_after = calibrated.left_epsilon_after
 
     async def _unlimited(
-        self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any, principal: Principal
+        self,
+        spec: Any,
+        dataset: dataset_pb2.Dataset,
+        shape: Any,
+        principal: Principal,
+        canaries: trainer_pb2.CanarySpec | None,
     ) -> trainer_pb2.Plan:
         # Without privacy a pass is one over all rows; about half of the canaries take part.
-        canaries = _canaries(spec)
         planted = canaries.count * canaries.rows // 2 if canaries else 0
         public = Public(int(shape.unit_count), int(shape.row_count) + planted, None)
         settings, reasons, steps = _filled(spec.settings, public)

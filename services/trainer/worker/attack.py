@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -68,9 +69,9 @@ class Planting:
         """
         model.eval()
         own, others = (_scores(model, rows, pause) for rows in (self._rows, self._other_rows))
-        members = [score for score, part in zip(own, self._part, strict=True) if part]
-        found = auditing.findings(members, [s for s, part in zip(own, self._part, strict=True) if not part], others)
-        asked = [canary for canary, part in zip(self._canaries, self._part, strict=True) if part and canary.secret]
+        members, left_out = list(compress(own, self._part)), list(compress(own, (not part for part in self._part)))
+        found = auditing.findings(members, left_out, others)
+        asked = [canary for canary in compress(self._canaries, self._part) if canary.secret]
         extracted = [self._extracted(model, canary, pause) for canary in asked[:MOST_ATTACKED]]
         histogram = [0] * (int(found.exposure_limit) + 1)
         for exposure in found.exposures:
@@ -122,7 +123,10 @@ class Planting:
             return [" ".join(text.split()) for text in texts]
 
         secret = " ".join(canary.secret.split())
-        return tuple(any(text.startswith(secret) for text in said(found)) for found in (greedy, sampled))  # type: ignore[return-value]
+        told_greedily, told_sometimes = (
+            any(text.startswith(secret) for text in said(found)) for found in (greedy, sampled)
+        )
+        return told_greedily, told_sometimes
 
 
 def _scores(model: Any, rows: Sequence[Row], pause: Callable[[], None]) -> list[float]:

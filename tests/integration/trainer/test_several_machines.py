@@ -15,9 +15,11 @@ import torch
 from murmura.api.trainer.v1 import trainer_pb2
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.launching import launching
+from tests.support.launchers import until
 from tests.support.ports import free_port
 from tests.support.recorder import ROWS, SECRET, Recorder, assigned, run, serving, worker
 
+PATIENCE_S = 90.0
 Machines = Callable[[Recorder, int], list[subprocess.Popen[bytes]]]
 
 
@@ -60,11 +62,13 @@ def ended(processes: list[subprocess.Popen[bytes]], folder: Path) -> list[int]:
     return codes
 
 
-def stepping(recorder: Recorder) -> None:
-    deadline = time.monotonic() + 90
-    while not any(beat.completed_steps for beat in recorder.of(pb.HeartbeatRequest)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def long_run(assignment: trainer_pb2.Assignment, machines: Machines) -> tuple[Recorder, list[subprocess.Popen[bytes]]]:
+    """Let two machines begin a run that nobody waits for, and take some of its steps."""
+    assignment.mechanism.steps = 50_000
+    recorder = Recorder(assignment, ROWS)
+    both = machines(recorder, 2)
+    until(lambda: any(beat.completed_steps for beat in recorder.of(pb.HeartbeatRequest)), PATIENCE_S)
+    return recorder, both
 
 
 def test_two_machines_make_the_adapter_of_one(
@@ -90,10 +94,7 @@ def test_one_that_is_done_does_not_wait_for_the_other_to_say_so(
     assignment.mechanism.steps = 20
     recorder = Recorder(assignment, ROWS)
     both = machines(recorder, 2)
-    deadline = time.monotonic() + 90
-    while not recorder.of(pb.UploadAdapterRequest):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: recorder.of(pb.UploadAdapterRequest), PATIENCE_S)
     both[1].kill()
     assert both[0].wait(20) in (0, 1)
     assert set(recorder.files()) == {"adapter_config.json", "adapter_model.safetensors"}
@@ -102,10 +103,7 @@ def test_one_that_is_done_does_not_wait_for_the_other_to_say_so(
 def test_when_the_other_is_asked_to_leave_both_do_and_the_first_leaves_a_checkpoint(
     assignment: trainer_pb2.Assignment, tmp_path: Path, machines: Machines
 ) -> None:
-    assignment.mechanism.steps = 50_000
-    recorder = Recorder(assignment, ROWS)
-    both = machines(recorder, 2)
-    stepping(recorder)
+    recorder, both = long_run(assignment, machines)
     both[1].terminate()
     assert ended(both, tmp_path) == [75, 0]
     ((steps, sealed),) = recorder.checkpoints
@@ -117,10 +115,7 @@ def test_when_the_other_is_asked_to_leave_both_do_and_the_first_leaves_a_checkpo
 def test_when_the_other_is_lost_the_first_ends_and_leaves_what_follows_to_the_trainer(
     assignment: trainer_pb2.Assignment, tmp_path: Path, machines: Machines
 ) -> None:
-    assignment.mechanism.steps = 50_000
-    recorder = Recorder(assignment, ROWS)
-    both = machines(recorder, 2)
-    stepping(recorder)
+    recorder, both = long_run(assignment, machines)
     for process in (*psutil.Process(both[1].pid).children(), both[1]):
         process.kill()
     assert ended(both, tmp_path) == [1, -9]

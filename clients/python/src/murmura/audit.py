@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from murmura.errors import InvalidInput
+from murmura.errors import InvalidInput, MurmuraError
 
 if TYPE_CHECKING:
     from murmura.api.trainer.v1 import trainer_pb2
@@ -48,9 +48,17 @@ class Audit:
         estimated_epsilon: what epsilon is at least, with 95 % confidence, if canaries are independent of each other.
         refuted_epsilon: the same without any assumption; small even where everything leaks.
         extracted: of the canaries that were asked for their secret, how many told it.
+
+    Raises:
+        MurmuraError: if the job planted no canaries.
     """
 
     def __init__(self, job: trainer_pb2.TrainingJob) -> None:
+        if not job.HasField("audit"):
+            raise MurmuraError(
+                "It was trained without canaries, so there is nothing to attack. murmura.eval(…, canaries="
+                "murmura.Canaries('{name} suffers from |a {word} form of {word}')) plants some; they cost nothing."
+            )
         self.message = job.audit
         self.promised = None if job.plan.statement.unlimited else float(job.plan.statement.epsilon)
         self.estimated_epsilon: float = job.audit.estimated_epsilon

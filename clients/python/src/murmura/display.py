@@ -58,6 +58,7 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
         table.add_row("privacy", Text("none: this model may repeat what it read", style="bold red"))
         table.add_row("training", f"{plan.steps} steps of {chosen.batch_size} rows, {rate}")
         _add_cost(table, plan)
+        _add_canaries(table, plan)
         _add_measurement(table, plan)
         return table
     mechanism = statement.mechanism
@@ -76,6 +77,7 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
     for reason in plan.reasons:
         table.add_row("", Text(reason, style="dim"))
     _add_cost(table, plan)
+    _add_canaries(table, plan)
     _add_measurement(table, plan)
     add_budget(table, plan, "this one and its measurement" if plan.HasField("evaluation") else "this one")
     return table
@@ -114,13 +116,16 @@ def _add_cost(table: Table, plan: trainer_pb2.Plan) -> None:
         table.add_row("machines", f"about {cost.node_hours:.2g} node hours, {cost.amount:.2f} {cost.currency}, at most")
 
 
-def _add_measurement(table: Table, plan: trainer_pb2.Plan) -> None:
+def _add_canaries(table: Table, plan: trainer_pb2.Plan) -> None:
     if plan.HasField("canaries"):
         table.add_row(
             "canaries",
             Text(f"{plan.canaries.count}, about half of them planted; attacked at the end, at no cost:\n")
             + Text(plan.canaries.template, style="dim"),
         )
+
+
+def _add_measurement(table: Table, plan: trainer_pb2.Plan) -> None:
     if plan.HasField("evaluation"):
         wanted = plan.evaluation
         table.add_row(

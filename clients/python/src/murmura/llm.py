@@ -186,13 +186,7 @@ class Model(Sampler):
     @property
     def audit(self) -> Audit:
         """What an attacker found out about its canaries."""
-        job = self._trained()
-        if not job.HasField("audit"):
-            raise MurmuraError(
-                "It was trained without canaries, so there is nothing to attack. murmura.eval(…, canaries="
-                "murmura.Canaries('{name} suffers from |a {word} form of {word}')) plants some; they cost nothing."
-            )
-        return Audit(job)
+        return Audit(self._trained())
 
     def report(self) -> Report:
         """Return all that can be said about its privacy: `model.report().save("report.html")`, or `.json`."""

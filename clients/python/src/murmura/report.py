@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from murmura.audit import Audit
-from murmura.calls import budgets, jobs, qualified
+from murmura.calls import budgets, jobs
 from murmura.errors import InvalidInput
 from murmura.figures import Bound, exposure_figure, roc_figure
 
@@ -227,8 +227,7 @@ def of_adapter(client: Client, name: str) -> Report:
         client: who asks.
         name: `adapters/…`, or its last part.
     """
-    job_id = qualified("adapters", name).removeprefix("adapters/")
-    job = client.run(jobs.get_job(job_id)).training_job
+    job = client.run(jobs.get_job_of(name)).training_job
     jobs.require_adapter(job)
     account = client.run(budgets.get_account(job.plan.account)).account
     about = (job.reservation, job.evaluation_reservation)

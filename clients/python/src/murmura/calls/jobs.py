@@ -29,6 +29,11 @@ def get_job(name: str) -> Call:
     return Call("trainer", "GetTrainingJob", messages.GetTrainingJobRequest(name=qualified("trainingJobs", name)))
 
 
+def get_job_of(adapter: str) -> Call:
+    """Read the job that made an adapter."""
+    return get_job(qualified("adapters", adapter).removeprefix("adapters/"))
+
+
 def watch_job(name: str) -> Call:
     """Watch a job; a stream."""
     request = messages.WatchTrainingJobRequest(name=qualified("trainingJobs", name))

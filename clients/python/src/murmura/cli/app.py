@@ -177,18 +177,11 @@ def audit(
 ) -> None:
     """Say what an attacker found out about an adapter's canaries. Exit code 1 where that is more than was promised."""
     from murmura.audit import Audit
-    from murmura.calls import qualified
+    from murmura.calls import jobs
 
-    asker = client(role)
-    job = _job(asker, qualified("adapters", adapter).replace("adapters/", "trainingJobs/"))
-    if not job.HasField("audit"):
-        raise MurmuraError(
-            f"{adapter} was trained without canaries, so there is nothing to attack. Train with canaries, which cost "
-            "nothing: murmura.eval(…, canaries=murmura.Canaries('{name} suffers from |a {word} form of {word}'))."
-        )
-    found = Audit(job)
+    found = Audit(client(role).run(jobs.get_job_of(adapter)).training_job)
     if as_json:
-        print_json(as_dict(job.audit) | {"promised": found.promised, "kept": found.kept})
+        print_json(as_dict(found.message) | {"promised": found.promised, "kept": found.kept})
     else:
         typer.echo(str(found))
     if found.promised is not None and not found.kept:

@@ -37,8 +37,8 @@ def plan(
     from murmura import display
     from murmura.calls import jobs
 
-    asker, (_, spec) = client(role), _wish(dataset, epsilon, base, text_field, rows, settings, canaries, role)
-    found = asker.run(jobs.plan_job(spec)).plan
+    model, spec = _wish(dataset, epsilon, base, text_field, rows, settings, canaries, role)
+    found = model.client.run(jobs.plan_job(spec)).plan
     if as_json:
         print_json(as_dict(found))
     else:
