@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from murmura import display
+from murmura import Client, display
 from murmura.api.common.v1.privacy_pb2 import Price
 from murmura.api.ledger.v1 import ledger_pb2
 from murmura.api.ledger.v1 import ledger_service_pb2 as messages
 from murmura.budget import Budget, grouped, percent
-from murmura.cli import budget as command
 from murmura.cli.amounts import MOST_ASKED, Amounts
-from murmura.cli.narration import Narrator
 from murmura.dataset import RemoteDataset
 from murmura.errors import InvalidInput, NotAllowed
+from murmura.narration import Narrator
 
 
 def account(cap=1000, spent=0, pending=0, name="accounts/notes", pool=0):
@@ -219,12 +218,12 @@ def test_what_a_newer_ledger_says_is_at_least_listed(kind, data):
 
 
 def test_an_analyst_sees_the_accounts_of_the_datasets_once():
-    class Asker:
-        def stub(self, service):
-            return self
+    class Asker(Client):
+        def __init__(self):
+            pass
 
-        def call(self, method, request):
-            assert method == "ListAccounts"
+        def run(self, call):
+            assert call.method == "ListAccounts"
             raise NotAllowed("no", "ROLE_DENIED")
 
         def datasets(self):
@@ -235,4 +234,4 @@ def test_an_analyst_sees_the_accounts_of_the_datasets_once():
         def account(self, name):
             return account(name=name)
 
-    assert [found.name for found in command._accounts(Asker())] == ["accounts/a", "accounts/b"]
+    assert [found.name for found in Asker().accounts()] == ["accounts/a", "accounts/b"]

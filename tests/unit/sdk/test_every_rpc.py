@@ -88,7 +88,6 @@ def made(of: Path | None = None) -> set[str]:
             if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
                 "call",
                 "stream",
-                "_pages",
             ):
                 found |= {str(item.value) for item in node.args if isinstance(item, ast.Constant)}
     return found
@@ -136,6 +135,9 @@ def test_each_builder_fits_its_method() -> None:
         datasets.check_policy("d", "ana", ()),
         datasets.query_statistic(pb.QueryStatisticRequest(request_id="id"), validate_only=True),
         budgets.get_account("accounts/a"),
+        budgets.list_accounts(),
+        budgets.list_grants("accounts/a"),
+        budgets.list_reservations("accounts/a"),
         budgets.create_grant("accounts/a", "ana", 1.0),
         budgets.propose_cap("accounts/a", 1.0, "because it is so"),
         budgets.calibrate("accounts/a", 1.0, 0.1, 10),

@@ -14,7 +14,7 @@ from murmura.stewardship import Stewardship
 from murmura.stewardship_aio import AsyncStewardship
 
 # The building blocks of the blocking client's objects, which the other has no objects for.
-ONLY_BLOCKING = {"all", "follow", "request_id", "run", "stub"}
+ONLY_BLOCKING = {"all", "each", "follow", "request_id", "run", "stub"}
 # What the blocking client has on those objects: models, jobs, frames.
 ONLY_ASYNC = {"cancel", "fit", "job", "load", "plan", "sample", "spec", "statistic", "stream", "wait", "watch"}
 

@@ -13,7 +13,7 @@ from murmura.api.dataset.v1 import dataset_service_pb2 as messages
 from murmura.api.dataset.v1 import expressions_pb2 as pb
 from murmura.api.trainer.v1 import trainer_pb2
 from murmura.client import Client
-from murmura.connection import local_profile, remote_profile
+from murmura.connection import choose_profile, local_profile, remote_profile
 from murmura.display import budget_bar, plan_table
 from murmura.frame import RemoteFrame
 from murmura.llm import LLM, Model
@@ -244,6 +244,17 @@ def test_a_token_never_travels_in_the_clear():
         remote_profile("grpc://hospital.example:443", "t")
     assert remote_profile("grpcs://hospital.example:443", "t").secure
     assert not remote_profile("grpc://127.0.0.1:7401", "t").secure
+
+
+def test_the_environment_names_an_organisations_murmura(tmp_path, monkeypatch):
+    monkeypatch.delenv("MURMURA_PROFILE", raising=False)
+    monkeypatch.setenv("MURMURA_URL", "grpcs://murmura.hospital.example")
+    monkeypatch.setenv("MURMURA_TOKEN", "its")
+    assert choose_profile(None, None, None, "analyst", None) == remote_profile("murmura.hospital.example", "its")
+    assert choose_profile("grpcs://other.example", "t", None, "analyst", None).endpoints["ledger"] == "other.example"
+    # A profile that is named goes before it: `murmura up` in a folder of its own is meant.
+    with pytest.raises(errors.Unreachable, match="MURMURA_URL"):
+        choose_profile(None, None, None, "analyst", tmp_path / "profile.json")
 
 
 def test_no_murmura_here_says_how_to_start_one(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2
 from murmura.budget import Budget
 from murmura.calls import budgets, datasets, jobs, models, qualified, registration
-from murmura.connection import PATIENCE_S, local_profile, remote_profile
-from murmura.errors import InvalidInput, MurmuraError, Unreachable
+from murmura.connection import PATIENCE_S, choose_profile
+from murmura.errors import InvalidInput, MurmuraError, NotAllowed, Unreachable
 from murmura.sampler import sampling_options
 
 if TYPE_CHECKING:
@@ -31,9 +31,11 @@ class AsyncClient:
     """A connection to Murmura, as one person or program, for asyncio. Close it, or use it with `async with`.
 
     Args:
-        url: `grpcs://host:port` of an organisation's Murmura; unset: the one that `murmura up` started here.
-        token: your bearer token, with `url`.
-        authority: with `url`: PEM file of the authority of the organisation's certificates, if it has its own.
+        url: `grpcs://host:port` of an organisation's Murmura; unset: `MURMURA_URL`, else the one that `murmura up`
+            started here.
+        token: your bearer token, with `url`; unset: `MURMURA_TOKEN`.
+        authority: with `url`: PEM file of the authority of the organisation's certificates, if it has its own; unset:
+            `MURMURA_AUTHORITY`.
         profile: another profile file than `.murmura/profile.json`.
         role: with the local one: `analyst`, `steward` or `operator`.
         patience_s: how long to wait for a service that is being restarted.
@@ -52,7 +54,7 @@ class AsyncClient:
         role: str = "analyst",
         patience_s: float = PATIENCE_S,
     ) -> None:
-        chosen = remote_profile(url, token, authority) if url else local_profile(role, profile)
+        chosen = choose_profile(url, token, authority, role, profile)
         self._connection = AsyncConnection(chosen, patience_s)
 
     async def __aenter__(self) -> Self:
@@ -122,6 +124,13 @@ class AsyncClient:
             datasets.query_statistic(request, validate_only=False)
         )
         return answer
+
+    async def accounts(self) -> list[ledger_pb2.Account]:
+        """Return all budgets that you may see: stewards and operators all, others those of their datasets."""
+        try:
+            return await self._connection.all(budgets.list_accounts(), "accounts")
+        except NotAllowed:
+            return [await self.account(name) for name in sorted({item.account for item in await self.datasets()})]
 
     async def account(self, name: str) -> ledger_pb2.Account:
         """Return what the ledger says of a budget: `accounts/…`, or a dataset's by the dataset's name."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from murmura.calls import DEADLINE_S, Call, request_id, stub_class
-from murmura.connection import PATIENCE_S, Connection, local_profile, remote_profile
+from murmura.connection import PATIENCE_S, Connection, choose_profile
 from murmura.dataset import RemoteDataset
-from murmura.errors import MurmuraError
+from murmura.errors import MurmuraError, NotAllowed
 
 if TYPE_CHECKING:
     from murmura.api.dataset.v1 import dataset_pb2
@@ -32,9 +32,11 @@ class Client:
     """A connection to Murmura, as one person.
 
     Args:
-        url: `grpcs://host:port` of an organisation's Murmura; unset: the one that `murmura up` started here.
-        token: your bearer token, with `url`.
-        authority: with `url`: PEM file of the authority of the organisation's certificates, if it has its own.
+        url: `grpcs://host:port` of an organisation's Murmura; unset: `MURMURA_URL`, else the one that `murmura up`
+            started here.
+        token: your bearer token, with `url`; unset: `MURMURA_TOKEN`.
+        authority: with `url`: PEM file of the authority of the organisation's certificates, if it has its own; unset:
+            `MURMURA_AUTHORITY`.
         profile: another profile file than `.murmura/profile.json`.
         role: with the local one: `analyst`, `steward` or `operator`.
         patience_s: how long to wait for a service that is being restarted.
@@ -53,7 +55,7 @@ class Client:
         role: str = "analyst",
         patience_s: float = PATIENCE_S,
     ) -> None:
-        chosen = remote_profile(url, token, authority) if url else local_profile(role, profile)
+        chosen = choose_profile(url, token, authority, role, profile)
         self.connection = Connection(chosen, patience_s)
         _newest[:] = [self]
 
@@ -145,6 +147,15 @@ class Client:
         from murmura.budget import Budget
 
         return Budget(self.account(name))
+
+    def accounts(self) -> list[ledger_pb2.Account]:
+        """Return all budgets that you may see: stewards and operators all, others those of their datasets."""
+        from murmura.calls import budgets
+
+        try:
+            return self.all(budgets.list_accounts(), "accounts")
+        except NotAllowed:
+            return [self.account(name) for name in sorted({item.resource.account for item in self.datasets()})]
 
     def account(self, name: str) -> ledger_pb2.Account:
         """Return what the ledger says of a budget: `accounts/…`, or a dataset's by the dataset's name."""
@@ -239,15 +250,18 @@ class Client:
         )
         return answers
 
-    def all(self, call: Call, field: str) -> list[Any]:
-        """Return all items of a list, page by page."""
-        items: list[Any] = []
+    def each(self, call: Call, field: str) -> Iterator[Any]:
+        """Yield the items of a list; a page is asked for when it is needed."""
         while True:
             answer = self.run(call)
-            items.extend(getattr(answer, field))
+            yield from getattr(answer, field)
             call.request.page_token = answer.next_page_token
             if not call.request.page_token:
-                return items
+                return
+
+    def all(self, call: Call, field: str) -> list[Any]:
+        """Return all items of a list."""
+        return list(self.each(call, field))
 
     def request_id(self, message: Any, salt: str = "") -> str:
         """Derive a request id from who asks and what is asked, so that a repeated call is the same request."""

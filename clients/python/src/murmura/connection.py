@@ -76,6 +76,21 @@ class Profile:
         return str(claims.get("sub", ""))
 
 
+def choose_profile(
+    url: str | None, token: str | None, authority: str | Path | None, role: str, profile: str | Path | None
+) -> Profile:
+    """Choose where to call and as whom: what was said, else `MURMURA_URL`, else what `murmura up` wrote here.
+
+    A profile that was named, as an argument or as `MURMURA_PROFILE`, goes before `MURMURA_URL`.
+
+    Raises:
+        errors.MurmuraError: if there is no such place.
+    """
+    if not url and not profile and not os.environ.get("MURMURA_PROFILE"):
+        url = os.environ.get("MURMURA_URL")
+    return remote_profile(url, token, authority) if url else local_profile(role, profile)
+
+
 def remote_profile(url: str, token: str | None, authority: str | Path | None = None) -> Profile:
     """Make a profile of one endpoint that serves everything.
 
@@ -130,7 +145,7 @@ def local_profile(role: str, path: str | Path | None = None) -> Profile:
             return Profile(dict(facts["endpoints"]), token, secure=False)
     raise errors.Unreachable(
         f"No Murmura found: {candidates[0]} does not exist. "
-        "Start one with `murmura up`, or name one: Client(url='grpcs://…', token='…')."
+        "Start one with `murmura up`, or name one: MURMURA_URL=grpcs://… and MURMURA_TOKEN, or Client(url=…, token=…)."
     )
 
 

@@ -15,9 +15,32 @@ def get_account(account: str) -> Call:
     return Call("ledger", "GetAccount", messages.GetAccountRequest(name=account))
 
 
-def list_entries(account: str) -> Call:
-    """List what was written down about an account."""
-    return Call("ledger", "ListEntries", messages.ListEntriesRequest(account=account, page_size=PAGE_SIZE))
+def list_accounts() -> Call:
+    """List accounts. For stewards and operators."""
+    return Call("ledger", "ListAccounts", messages.ListAccountsRequest(page_size=PAGE_SIZE))
+
+
+def list_grants(account: str) -> Call:
+    """List the shares of an account."""
+    return Call("ledger", "ListGrants", messages.ListGrantsRequest(account=account, page_size=PAGE_SIZE))
+
+
+def list_reservations(account: str) -> Call:
+    """List what was set aside of an account."""
+    request = messages.ListReservationsRequest(account=account, page_size=PAGE_SIZE)
+    return Call("ledger", "ListReservations", request)
+
+
+def list_entries(account: str = "", after: int = 0, most: int = PAGE_SIZE) -> Call:
+    """List what was written down about an account, or without one about all, oldest first.
+
+    Args:
+        account: `accounts/…`; empty: all, for stewards and operators.
+        after: only entries behind this sequence number.
+        most: on one page.
+    """
+    request = messages.ListEntriesRequest(account=account, after_sequence=after, page_size=most)
+    return Call("ledger", "ListEntries", request)
 
 
 def create_grant(account: str, principal: str, epsilon: float) -> Call:

@@ -50,6 +50,10 @@ class Amounts:
             self._known[units] = None
         return self._known[units]
 
+    def learn(self, units: int) -> None:
+        """Ask for an amount's epsilon while there may still be asked."""
+        self.epsilon(units)
+
     def short(self, units: int) -> str:
         """Return an amount as an epsilon, or in units where that is not known."""
         epsilon = self.epsilon(units)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from murmura import journal
 from murmura.cli.shared import AsJson, Role, as_dict, client, print_json, print_messages
-from murmura.errors import InvalidInput, MurmuraError, NotAllowed
+from murmura.errors import InvalidInput, MurmuraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,41 +29,39 @@ def show(
     role: Role = "analyst",
 ) -> None:
     """Show a budget: cap, spent, pending, left, shares, jobs. Without a name: a line for each."""
-    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
+    from murmura.calls import budgets
     from murmura.cli import budget_view
     from murmura.cli.amounts import Amounts
 
     asker = client(role)
     if not dataset:
-        accounts = _accounts(asker)
+        accounts = asker.accounts()
         if as_json:
             print_json({"accounts": [as_dict(account) for account in accounts]})
         else:
             budget_view.show_all(accounts)
         return
     found = asker.budget(dataset)
-    grants = _pages(asker, "ListGrants", messages.ListGrantsRequest(account=found.account), "grants")
-    request = messages.ListReservationsRequest(account=found.account)
-    reservations = _pages(asker, "ListReservations", request, "reservations")
+    grants = asker.all(budgets.list_grants(found.account), "grants")
+    reservations = asker.all(budgets.list_reservations(found.account), "reservations")
     if as_json:
         parts = {"grants": grants, "reservations": reservations}
         lists = {name: [as_dict(item) for item in items] for name, items in parts.items()}
         print_json({"account": as_dict(found.message), **lists})
     else:
-        budget_view.show_one(found, list(grants), list(reservations), Amounts(asker, found.message))
+        budget_view.show_one(found, grants, reservations, Amounts(asker, found.message))
 
 
 @app.command()
 def history(dataset: Dataset, as_json: AsJson = False, role: Role = "analyst") -> None:
     """List all that ever happened to a budget, oldest first."""
-    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
+    from murmura.calls import budgets
     from murmura.cli import budget_view
     from murmura.cli.amounts import Amounts
 
     asker = client(role)
     account = asker.account(dataset)
-    request = messages.ListEntriesRequest(account=account.name)
-    entries = [_whole(asker, entry) for entry in _pages(asker, "ListEntries", request, "entries")]
+    entries = [_whole(asker, entry) for entry in asker.all(budgets.list_entries(account.name), "entries")]
     if as_json:
         print_messages(entries)
     else:
@@ -118,17 +116,6 @@ def export(
     )
 
 
-def _accounts(asker: Client) -> list[ledger_pb2.Account]:
-    """Return all accounts that the caller may see: stewards and operators all, others those of their datasets."""
-    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
-
-    try:
-        return list(_pages(asker, "ListAccounts", messages.ListAccountsRequest(), "accounts"))
-    except NotAllowed:
-        names = sorted({item.resource.account for item in asker.datasets()})
-        return [asker.account(name) for name in names]
-
-
 def _verified(asker: Client, known: journal.Receipt | None) -> ledger_service_pb2.VerifyJournalResponse:
     from murmura.api.ledger.v1 import ledger_service_pb2 as messages
 
@@ -174,11 +161,10 @@ def _names(asker: Client, known: journal.Receipt) -> bool:
 
 def _at(asker: Client, sequence: int) -> list[ledger_pb2.Entry]:
     """Return the entry at a place, if the caller may see all accounts' entries."""
-    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
+    from murmura.calls import budgets
 
-    request = messages.ListEntriesRequest(after_sequence=max(0, sequence - 1), page_size=1)
     try:
-        return list(asker.stub("ledger").call("ListEntries", request).entries)
+        return list(asker.run(budgets.list_entries(after=max(0, sequence - 1), most=1)).entries)
     except InvalidInput:
         return []
 
@@ -189,18 +175,7 @@ def _whole(asker: Client, entry: ledger_pb2.Entry) -> ledger_pb2.Entry:
 
 
 def _journal(asker: Client) -> Iterator[journal.Link]:
-    from murmura.api.ledger.v1 import ledger_service_pb2 as messages
+    from murmura.calls import budgets
 
-    for entry in _pages(asker, "ListEntries", messages.ListEntriesRequest(), "entries"):
+    for entry in asker.each(budgets.list_entries(), "entries"):
         yield journal.Link(entry.sequence, entry.previous_hash, entry.hash, entry.payload)
-
-
-def _pages(asker: Client, method: str, request: Any, field: str) -> Iterator[Any]:
-    """Yield all items of one of the ledger's lists."""
-    request.page_size = 1000
-    while True:
-        answer = asker.stub("ledger").call(method, request)
-        yield from getattr(answer, field)
-        request.page_token = answer.next_page_token
-        if not request.page_token:
-            return

@@ -10,7 +10,7 @@ from murmura import display, journal
 from murmura.api.ledger.v1 import ledger_pb2
 from murmura.budget import Budget, grouped, percent
 from murmura.cli.amounts import Amounts
-from murmura.cli.narration import Narrator, plain, short_job
+from murmura.narration import Narrator, plain, short_job
 
 NEWEST = 10
 SHORT_BAR = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from murmura.budget import grouped
 
@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from murmura.api.ledger.v1 import ledger_pb2
-    from murmura.cli.amounts import Amounts
+
+
+class Wording(Protocol):
+    """Puts amounts of one account into words."""
+
+    def learn(self, units: int) -> None:
+        """Be told of an amount that will be asked for."""
+
+    def full(self, units: int) -> str:
+        """Return an amount in words."""
 
 
 class Narrator:
@@ -23,7 +32,7 @@ class Narrator:
         short: whether to cut the ids of jobs, so that they fit.
     """
 
-    def __init__(self, account: str, amounts: Amounts, *, short: bool = False) -> None:
+    def __init__(self, account: str, amounts: Wording, *, short: bool = False) -> None:
         self._account = account
         self._amounts = amounts
         self._short = short
@@ -36,7 +45,7 @@ class Narrator:
             pairs = [data.get(name) for name in ("share", "price", "committed")]
             for pair in (*pairs, data.get("charges", {}).get(self._account)):
                 if pair:
-                    self._amounts.epsilon(int(pair[0]))
+                    self._amounts.learn(int(pair[0]))
 
     def tell(self, entry: ledger_pb2.Entry) -> str:
         """Return what happened."""
