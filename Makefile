@@ -11,7 +11,7 @@ export DEMO_DATA
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test check lint types imports protos codegen codegen-check pytest format lock \
+.PHONY: help setup test check lint types imports graph graph-check protos codegen codegen-check pytest format lock \
 	demo demo-quick bench-accounting bench-ledger bench-train bench-inference \
 	bench-dataset bench-utility bench-control test-kubernetes fuzz-expressions soak base-model up status down clean
 
@@ -23,7 +23,7 @@ setup:  ## make .venv and put everything in it; quick when nothing changed
 
 test: setup check pytest  ## set up, check, and run all tests
 
-check: lint types imports protos codegen-check  ## everything that needs no test to run
+check: lint types imports graph-check protos codegen-check  ## everything that needs no test to run
 
 lint: setup  ## ruff: style, docstrings, likely mistakes, formatting
 	$(BIN)/ruff check .
@@ -34,6 +34,12 @@ types: setup  ## mypy, strict
 
 imports: setup  ## who may import whom
 	$(BIN)/lint-imports --no-logo
+
+graph: setup  ## draw who imports whom into README.md
+	@$(BIN)/python $(ENVIRONMENT)/graph.py
+
+graph-check: setup  ## is the drawing today's?
+	@$(BIN)/python $(ENVIRONMENT)/graph.py --check
 
 protos: setup  ## buf: the contracts' style
 	$(BIN)/buf lint protos

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,23 +19,38 @@ def tiny_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return support.tiny_base_model(tmp_path_factory.mktemp("tiny-base-model"))
 
 
-@pytest.fixture
-def murmura_up(
-    tmp_path: Path, tiny_base_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], Layout]]:
-    """Start the four services, with the tiny base model under a name."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@contextmanager
+def a_murmura_of(base_model: Path, directory: Path) -> Iterator[Callable[[str], Layout]]:
+    """Start the four services, with a base model under a name; they end with the block."""
     started: list[Layout] = []
 
-    def start(base_model: str) -> Layout:
-        layout = Layout(tmp_path.resolve() / "state", {base_model: str(tiny_base_model)}, "transformers")
+    def start(name: str) -> Layout:
+        layout = Layout(directory.resolve() / "state", {name: str(base_model)}, "transformers")
         started.append(layout)
         deployment.up(layout, base_port=0)
         return layout
 
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        try:
+            yield start
+        finally:
+            for layout in started:
+                deployment.down(layout)
+
+
+@pytest.fixture
+def murmura_up(tmp_path: Path, tiny_base_model: Path) -> Iterator[Callable[[str], Layout]]:
+    """Start the four services, with the tiny base model under a name."""
+    with a_murmura_of(tiny_base_model, tmp_path) as start:
         yield start
-    finally:
-        for layout in started:
-            deployment.down(layout)
+
+
+@pytest.fixture(scope="module")
+def murmura_for_all(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path
+) -> Iterator[Callable[[str], Layout]]:
+    """The same, for all tests of a module."""
+    with a_murmura_of(tiny_base_model, tmp_path_factory.mktemp("murmura")) as start:
+        yield start

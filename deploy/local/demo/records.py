@@ -8,6 +8,7 @@ pharmacovigilance reports. In both cases one patient's rows hold the secret that
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
@@ -178,3 +179,17 @@ def write(
         for row in wrap(records):
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     return records
+
+
+def main() -> None:
+    """Write a file of made-up records: `python -m deploy.local.demo.records notes.jsonl --rows 600`."""
+    parser = argparse.ArgumentParser(description="Made-up records of made-up patients, one of whom has a secret.")
+    parser.add_argument("path", type=Path, help="the JSON Lines file to write")
+    parser.add_argument("--rows", type=int, default=2900, help="besides the secret ones")
+    options = parser.parse_args()
+    records = write(options.path, rows=options.rows, training_rows=options.rows)
+    print(f"{options.path}: {len(records)} rows of {len({record.patient for record in records})} patients")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from tests.support.kube_api import discovery, protobuf
 from tests.support.kube_api.store import ApiError, Change
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def application(api: KubeApi) -> web.Application:
     """Return the server's routes."""
     rest = Rest(api)
     app = web.Application(middlewares=[rest.guard])
+    app.router.add_routes(discovery.routes(api.kinds))
     for base in ("/api/v1", "/apis/{group}/{version}"):
         for path in ("/namespaces/{namespace}", ""):
             for tail in ("/{plural}", "/{plural}/{name}", "/{plural}/{name}/{sub}"):
@@ -70,13 +72,13 @@ class Rest:
         self._api.requests.append((verb, f"{plural}/{sub}" if sub else plural, name))
         if plural == "tokenreviews":
             return web.json_response(self._review(await request.json()), status=201)
-        if plural not in KINDS:
+        if plural not in self._api.kinds:
             raise ApiError(404, "NotFound", f"the server could not find {plural}")
         if sub == "log":
             return web.Response(text=self._api.kubelet.log(namespace, name, request.query.get("tailLines")))
         if request.method == "POST":
             strict = request.query.get("fieldValidation") == "Strict"
-            return web.json_response(self._store.create(plural, namespace, await request.json(), strict), status=201)
+            return web.json_response(self._store.create(plural, namespace, await _object(request), strict), status=201)
         if request.method == "DELETE":
             options = json.loads(await request.text() or "{}")
             return web.json_response(self._store.delete(plural, namespace, name, options))
@@ -104,7 +106,7 @@ class Rest:
 
     def _list(self, request: web.Request, plural: str, namespace: str) -> dict[str, Any]:
         found = [o for o in self._store.select(plural, namespace or None) if _matches(o, request)]
-        _, version, kind = KINDS[plural]
+        _, version, kind = self._api.kinds[plural]
         limit, skipped = int(request.query.get("limit") or 0), int(request.query.get("continue") or 0)
         meta = {"resourceVersion": str(self._store.version)}
         if limit and len(found) > skipped + limit:
@@ -136,7 +138,7 @@ class Rest:
             seen = max(seen, store.version)
             if time.monotonic() > bookmark and request.query.get("allowWatchBookmarks"):
                 bookmark = time.monotonic() + self._api.bookmark_s
-                _, version, kind = KINDS[plural]
+                _, version, kind = self._api.kinds[plural]
                 await send(
                     "BOOKMARK", {"apiVersion": version, "kind": kind, "metadata": {"resourceVersion": str(seen)}}
                 )
@@ -183,6 +185,16 @@ class Rest:
             },
         }
         return body
+
+
+async def _object(request: web.Request) -> dict[str, Any]:
+    if "protobuf" not in request.content_type:
+        found: dict[str, Any] = await request.json()
+        return found
+    try:
+        return protobuf.read(await request.read())
+    except ValueError as problem:
+        raise ApiError(415, "UnsupportedMediaType", str(problem)) from None
 
 
 def _concerns(change: Change, plural: str, namespace: str) -> bool:

@@ -17,7 +17,7 @@ from aiohttp import web
 from tests.support.kube_api.faults import Faults
 from tests.support.kube_api.job_controller import JobController, condition
 from tests.support.kube_api.kubelet import Kubelet
-from tests.support.kube_api.rest import application
+from tests.support.kube_api.rest import KINDS, application
 from tests.support.kube_api.scheduler import Scheduler
 from tests.support.kube_api.store import Store, now
 
@@ -37,6 +37,8 @@ class KubeApi:
         self._directory = directory
         self.users: dict[str, Any] = {}
         self.faults = Faults()
+        # What manifests hold besides is kept, checked where the API has a schema for it, and does nothing.
+        self.kinds = dict(KINDS)
         self.bookmark_s = 1.0
         self.requests: list[tuple[str, str, str]] = []
         self.port = 0

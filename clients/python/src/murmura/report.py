@@ -31,11 +31,11 @@ _STYLE = """
 @media print { :root { --ink: #000; --dim: #444; --paper: #fff; --line: #bbb; --good: #1b7f4b; --bad: #b3261e;
   --own: #1f5fbf; } section { break-inside: avoid; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 46rem;
-  margin: 2rem auto; padding: 0 1rem; }
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; min-width: 9rem; } td { overflow-wrap: anywhere; } code { font-size: .85em; }
+th { font-weight: 600; min-width: 9rem; } code { font-size: .85em; }
 .dim, figcaption { color: var(--dim); font-size: .9rem; }
 .verdict { border-left: .4rem solid; padding: .4rem .9rem; font-size: 1.1rem; }
 .good { border-color: var(--good); } .bad { border-color: var(--bad); }

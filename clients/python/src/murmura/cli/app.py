@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from murmura.cli import budget, decisions, policy
+from murmura.cli.console import console
 from murmura.cli.register import register
 from murmura.cli.resolve import resolve
 from murmura.cli.shared import AsJson, Role, as_dict, client, print_json, print_messages
@@ -32,6 +33,7 @@ budget.app.command()(decisions.approve_cap)
 app.command()(register)
 app.command()(plan)
 app.command()(train)
+app.command()(console)
 app.add_typer(budget.app, name="budget")
 app.add_typer(policy.app, name="policy")
 app.add_typer(jobs, name="jobs")

@@ -16,7 +16,7 @@ Role = Annotated[str, typer.Option(help="Whose token to use: analyst, steward or
 
 
 def client(role: str) -> Client:
-    """Return a client of the Murmura that the profile names."""
+    """Return a client of the Murmura that the environment or the profile names."""
     from murmura.client import Client
 
     return Client(role=role)
