@@ -12,7 +12,7 @@ export DEMO_DATA
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports graph graph-check protos codegen codegen-check pytest format lock \
-	demo demo-quick bench-accounting bench-ledger bench-train bench-inference \
+	demo demo-quick bench bench-accounting bench-ledger bench-train bench-inference \
 	bench-dataset bench-utility bench-control test-kubernetes fuzz-expressions soak base-model up status down clean
 
 help:  ## print this list
@@ -69,6 +69,9 @@ demo: setup  ## the whole story: data, budget, private fine-tuning, sampling
 
 demo-quick: setup  ## the same in a few minutes, on fewer rows and steps
 	$(BIN)/python -m deploy.local.demo --quick
+
+bench: setup  ## every bench, an hour and a half; writes tests/bench/RESULTS.md; ONLY="ledger train" chooses
+	@$(BIN)/python -m tests.bench.results $(ONLY)
 
 bench-accounting: setup  ## noise our currency needs, beside the exact PLD and an RDP accountant
 	@$(BIN)/python -m tests.bench.accounting

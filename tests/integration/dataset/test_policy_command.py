@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from murmura import Client, policy
+from murmura import Client, display, policy
 from murmura.api.dataset.v1 import dataset_pb2
 from murmura.cli.app import app
 from murmura.errors import Conflict, InvalidInput, MurmuraError, NotAllowed, NotFound
@@ -40,7 +40,7 @@ def run(pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     endpoints = {name: (pair.state(name) / "listening").read_text().strip() for name in ("dataset", "ledger")}
     (tmp_path / "profile.json").write_text(json.dumps({"endpoints": endpoints, "tokens": tokens}))
     monkeypatch.setenv("MURMURA_PROFILE", str(tmp_path / "profile.json"))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(display.console, "width", 200)
 
     def invoke(*arguments: str, refused: type[Exception] | None = None, **options: Any) -> Result:
         result = CliRunner().invoke(app, ["policy", *arguments], **options)

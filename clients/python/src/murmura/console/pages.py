@@ -57,6 +57,8 @@ class Pages:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._journals = Journals(client)
+        # What entries say does not change: told once, for as long as the newest is the same.
+        self._told: dict[tuple[str, str], tuple[str, list[Deed]]] = {}
 
     # ------------------------------------------------------------------ the pages
 
@@ -88,7 +90,7 @@ class Pages:
             "policy": policies.write(found.policy),
             "versions": replace(versions, found=versions.found and list(_compared(versions.found))),
             "jobs": _part(lambda: [job for job in self._jobs() if job.spec.frame.dataset == found.name]),
-            "deeds": _part(lambda: of_budget(self._journals.of(found.account), found.account, found.name)[::-1]),
+            "deeds": _part(lambda: self._deeds_of(found.account, found.name)[::-1][:MOST_DEEDS]),
         }
 
     def job(self, identity: str) -> dict[str, Any]:
@@ -162,12 +164,22 @@ class Pages:
         for account in self._client.accounts():
             # Datasets of one lineage share a budget; one that was erased leaves its budget behind.
             subject = next((item.name for item in known if item.account == account.name), account.name)
-            done += of_budget(self._journals.of(account.name), account.name, subject)
+            done += self._deeds_of(account.name, subject)
         for dataset in known:
             done += of_dataset(
                 dataset, self._client.all(datasets.list_policy_versions(dataset.name), "policy_versions")
             )
         return sorted(done, key=lambda deed: deed.time, reverse=True)[:MOST_DEEDS]
+
+    def _deeds_of(self, account: str, subject: str) -> list[Deed]:
+        """Return what was done to a budget, oldest first."""
+        entries = self._journals.of(account)
+        newest = entries[-1].hash if entries else ""
+        known, told = self._told.get((account, subject), ("", []))
+        if known != newest:
+            told = of_budget(entries, account, subject)
+            self._told[account, subject] = newest, told
+        return told
 
 
 def audit_of(job: trainer_pb2.TrainingJob) -> dict[str, Any]:
