@@ -12,7 +12,6 @@ Everything rounds against the analyst: prices up, capacities down, epsilons of s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ from services.ledger.profiles import (
     upper_deltas,
 )
 from services.ledger.profiles import Mechanism as Mechanism
+from services.ledger.search import MOST, last
 
 DEFAULT_SIGMA = 1000.0
 E18 = 10**18
@@ -34,7 +34,6 @@ E18 = 10**18
 CELL = 0.01
 LEAST_CELLS = 4000
 _SAFETY = 1e-12
-_MOST_UNITS = 10**12
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Unit:
     def estimate(self, mu: float) -> int:
         """Return about how many units make mu-GDP (central limit theorem); only ever where a search begins."""
         spread = self.sampling_probability * math.sqrt(math.expm1(min(self.noise_multiplier**-2, 700.0)))
-        return max(1, min(_MOST_UNITS, round((mu / spread) ** 2)))
+        return max(1, min(MOST, round((mu / spread) ** 2)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def units_at(cap: Cap, epsilon: float) -> int:
         return bool(cap.unit.upper(units, point)[0] <= cap.profile_delta)
 
     mu = _gaussian_mu(point[0], cap.profile_delta)
-    return _last(fits, cap.unit.estimate(mu), "this epsilon and delta amount to no limit at all")
+    return last(fits, cap.unit.estimate(mu), "this epsilon and delta amount to no limit at all")
 
 
 def capacity(cap: Cap) -> int:
@@ -197,9 +196,9 @@ def price(mechanism: Mechanism, unit: Unit, truncation: float) -> int:
     own = Unit(mechanism.noise_multiplier, mechanism.sampling_probability)
     ratio = unit.estimate(1.0) / own.estimate(1.0)
     guess = max(1, round(ratio * mechanism.steps))
-    most = mechanism.steps if _is_weaker(mechanism, unit) else _MOST_UNITS
+    most = mechanism.steps if _is_weaker(mechanism, unit) else MOST
     return min(
-        most, 1 + _last(falls_short, guess, "no number of units covers this mechanism; raise the noise multiplier")
+        most, 1 + last(falls_short, guess, "no number of units covers this mechanism; raise the noise multiplier")
     )
 
 
@@ -274,28 +273,6 @@ def _is_weaker(mechanism: Mechanism, unit: Unit | Mechanism) -> bool:
         mechanism.noise_multiplier >= unit.noise_multiplier
         and mechanism.sampling_probability <= unit.sampling_probability
     )
-
-
-def _last(holds: Callable[[int], bool], guess: int, hopeless: str) -> int:
-    """Return the last non-negative integer at which a predicate holds, that holds up to some point and then never.
-
-    Raises:
-        Unpriceable: saying `hopeless`, if it holds up to `_MOST_UNITS`.
-    """
-    low, high, step = 0, guess, max(1, guess // 20)
-    if holds(guess):
-        while holds(high):
-            if high > _MOST_UNITS:
-                raise Unpriceable(hopeless)
-            low, high, step = high, high + step, 2 * step
-    else:
-        while (lower := max(0, high - step)) and not holds(lower):
-            high, step = lower, 2 * step
-        low = lower
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
 
 
 def _dominates(unit: Unit, units: int, grid: Array, profile: Array, truncation: float) -> bool:

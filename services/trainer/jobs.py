@@ -8,14 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-PROVISIONING, RUNNING, PUBLISHING, SUCCEEDED, FAILED, CANCELLED = [
-    "PROVISIONING",
-    "RUNNING",
-    "PUBLISHING",
-    "SUCCEEDED",
-    "FAILED",
-    "CANCELLED",
-]
+PROVISIONING, RUNNING, PUBLISHING = "PROVISIONING", "RUNNING", "PUBLISHING"
+SUCCEEDED, FAILED, CANCELLED = "SUCCEEDED", "FAILED", "CANCELLED"
 # Why a job ends whose audit refutes what was promised.
 PROMISE_BROKEN = "PROMISE_BROKEN"
 # How often a worker may be evicted, and how often one may die without a word, before its job is given up.

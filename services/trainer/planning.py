@@ -276,6 +276,5 @@ def _check_text_column(shape: Any, field: str, name: str) -> None:
             f"There is no column {name!r} in this frame; there are {listed}.",
             {"column": name, "columns": listed},
         )
-    # ValueType 1 is a text; the enum lives in the dataset's contract.
-    if kinds[name] != 1:
+    if kinds[name] != expressions_pb2.VALUE_TYPE_STRING:
         raise invalid(f"spec.{field}", "must name a column of text")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,9 +15,7 @@ from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, invalid, not_found
-from services.common.files import sync
-from services.trainer import jobs
-from services.trainer.artifacts import MOST_BYTES, UnsoundAdapter, check
+from services.trainer import jobs, uploads
 from services.trainer.checkpoints import MOST_BYTES as MOST_CHECKPOINT_BYTES
 from services.trainer.control import Control
 from services.trainer.jobs import Fenced, IllegalTransition
@@ -126,14 +122,14 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         """
         if first.completed_steps != record.job.total_steps:
             raise invalid("completed_steps", "must be the planned number of steps")
-        measured, audit = _measured(first, record), _audit(first, record)
+        measured, audit = uploads.measured(first, record), uploads.audit(first, record)
         job_id = record.job.job_id
         if audit is not None and not record.plan.statement.unlimited:
             await self._require_promise_kept(first, audit, record)
         found = "" if audit is None else audit_text(audit)
         incoming = self._control.staging / f".{job_id}.{secrets.token_hex(4)}"
         try:
-            await _receive(first, rest, incoming)
+            await uploads.receive(first, rest, incoming)
             async with self._control.lock(job_id):
                 record = self._own(first.job)
                 if record.job.state != jobs.RUNNING:
@@ -141,7 +137,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
                 job = self._allowed(record, lambda: jobs.uploaded(record.job, first.attempt, measured, found))
                 staged = self._control.staging / job_id
                 shutil.rmtree(staged, ignore_errors=True)
-                await asyncio.to_thread(_keep, incoming, staged)
+                await asyncio.to_thread(uploads.keep, incoming, staged)
                 self._control.save(job)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
@@ -227,74 +223,6 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
         except IllegalTransition as problem:
             raise state_error(record.job, problem) from None
         return job
-
-
-def _measured(first: pb.UploadAdapterRequest, record: Record) -> tuple[float, float] | None:
-    """Return what an upload says was measured: something if and only if that was asked and paid for."""
-    if first.HasField("evaluation") != record.plan.HasField("evaluation"):
-        raise invalid("evaluation", "must be set if and only if the assignment asks for it")
-    if not first.HasField("evaluation"):
-        return None
-    sums = first.evaluation.loss, first.evaluation.units
-    if not all(map(math.isfinite, sums)):
-        raise invalid("evaluation", "must be finite")
-    return sums
-
-
-def _audit(first: pb.UploadAdapterRequest, record: Record) -> trainer_pb2.Audit | None:
-    """Return what an upload says came of its canaries: something if and only if some were planted."""
-    if first.HasField("audit") != record.plan.HasField("canaries"):
-        raise invalid("audit", "must be set if and only if the assignment has canaries")
-    if not first.HasField("audit"):
-        return None
-    numbers = [value for _, value in first.audit.ListFields() if isinstance(value, float)]
-    if not all(map(math.isfinite, numbers)) or len(first.audit.roc) > MOST_ROC_POINTS:
-        raise invalid("audit", f"must hold finite numbers, and at most {MOST_ROC_POINTS} points of a ROC curve")
-    return first.audit
-
-
-async def _receive(first: Any, rest: AsyncIterator[Any], directory: Path) -> None:
-    """Write the files of an upload and check that they are an adapter."""
-    await asyncio.to_thread(directory.mkdir, parents=True, mode=0o700)
-    total, out = 0, None
-    try:
-        message: Any = first
-        while message is not None:
-            if message.file_name:
-                if out is not None:
-                    out.close()
-                # The contract's rules allow two names only, so no path can come in here.
-                out = (directory / message.file_name).open("xb")
-            if message.data:
-                if out is None:
-                    raise invalid("file_name", "must be set before data")
-                total += len(message.data)
-                if total > MOST_BYTES:
-                    raise invalid("data", f"an adapter has at most {MOST_BYTES} bytes")
-                out.write(message.data)
-            message = await anext(rest, None)
-    except FileExistsError:
-        raise invalid("file_name", "came twice") from None
-    finally:
-        if out is not None:
-            out.close()
-    try:
-        await asyncio.to_thread(check, directory)
-    except UnsoundAdapter as problem:
-        raise MurmuraError(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "ADAPTER_REJECTED",
-            f"The upload is no sound adapter: the check of its {problem} failed.",
-            {"adapter": "", "check": str(problem)},
-        ) from None
-
-
-def _keep(incoming: Path, staged: Path) -> None:
-    """Move an upload to where the publication finds it, through a power cut too."""
-    for path in (*incoming.iterdir(), incoming):
-        sync(path)
-    incoming.rename(staged)
-    sync(staged.parent)
 
 
 def _proves_nothing() -> MurmuraError:

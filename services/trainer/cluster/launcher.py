@@ -179,7 +179,7 @@ class KubernetesLauncher:
         if owner is None or job is None or job["metadata"]["uid"] != owner["uid"]:
             return None
         marks = job["metadata"]["labels"]
-        return (marks[objects.JOB], _attempt(marks)) if _attempt(marks) else None
+        return (marks[objects.JOB], objects.attempt_of(marks)) if objects.attempt_of(marks) else None
 
     def close(self) -> None:
         """Stop watching; workers go on."""
@@ -201,7 +201,7 @@ class KubernetesLauncher:
 
     def _pod_changed(self, pod: Object, gone: bool) -> None:
         meta = pod["metadata"]
-        job_id, attempt = meta["labels"].get(objects.JOB, ""), _attempt(meta["labels"])
+        job_id, attempt = meta["labels"].get(objects.JOB, ""), objects.attempt_of(meta["labels"])
         if gone:
             for known in (self._about, self._going_since):
                 known.pop(meta["uid"], None)
@@ -299,9 +299,3 @@ class KubernetesLauncher:
             call()
         except ClusterError as error:
             _log.warning("cluster does not answer", code=error.code, why=error.words)
-
-
-def _attempt(marks: dict[str, str]) -> int:
-    """Return the attempt that labels name; 0 where they name none, for whoever makes pods labels them at will."""
-    found = marks.get(objects.ATTEMPT, "")
-    return int(found) if found.isdecimal() else 0

@@ -46,6 +46,12 @@ def labels(settings: ClusterSettings, job_id: str, attempt: int) -> dict[str, st
     }
 
 
+def attempt_of(marks: dict[str, str]) -> int:
+    """Return the attempt that labels name; 0 where they name none, for whoever makes pods labels them at will."""
+    found = marks.get(ATTEMPT, "")
+    return int(found) if found.isdecimal() else 0
+
+
 def job(
     order: WorkOrder, settings: ClusterSettings, environment: dict[str, str], command: list[str], running_limit_s: float
 ) -> dict[str, Any]:

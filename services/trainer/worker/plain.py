@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from services.trainer.worker.data import Row, pad
-from services.trainer.worker.engine import OnStep, check_moved, finish, restore, snapshot
 from services.trainer.worker.loss import sequence_losses
+from services.trainer.worker.runs import OnStep, check_moved, finish, restore, snapshot
 
 WARMUP = 0.05
 # So many mini-batches are filled from one lot of rows sorted by length: little padding, and still a good shuffle.

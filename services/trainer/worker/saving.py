@@ -18,10 +18,10 @@ import grpc
 
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.worker.checkpoint import seal, unseal
-from services.trainer.worker.engine import Run
 from services.trainer.worker.execution import Execution
 from services.trainer.worker.heartbeat import Heartbeat, report_interval
 from services.trainer.worker.ranks import Ranks
+from services.trainer.worker.runs import Run
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.wire import Token, patiently
 

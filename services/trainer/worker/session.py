@@ -20,11 +20,11 @@ from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.launcher import EVICTED
+from services.trainer.worker import assignments
 from services.trainer.worker.attack import Planting
 from services.trainer.worker.checkpoint import binding
-from services.trainer.worker.clipping import Clipping
 from services.trainer.worker.data import Row, Unit, group_units
-from services.trainer.worker.engine import PrivateRun, Run, TrainingSettings
+from services.trainer.worker.engine import PrivateRun
 from services.trainer.worker.execution import fitted
 from services.trainer.worker.heartbeat import Heartbeat
 from services.trainer.worker.held_out import noisy_sums
@@ -36,13 +36,14 @@ from services.trainer.worker.model import (
     load_base,
     save_adapter,
 )
-from services.trainer.worker.plain import PlainRun, PlainSettings
+from services.trainer.worker.plain import PlainRun
 from services.trainer.worker.ranks import RankLost, Ranks
 from services.trainer.worker.rows import Received, RowsUnavailable, read_call, read_rows
+from services.trainer.worker.runs import Run
 from services.trainer.worker.saving import INTERVAL_S, Evicted, Origin, Saver, Stopped
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.summary import Summary
-from services.trainer.worker.text import Encoder, TextFormat, TextFormatError, encoder
+from services.trainer.worker.text import Encoder, TextFormatError, encoder
 from services.trainer.worker.wire import Token, connect, patiently
 
 # What was measured of rows, with noise, and what was found out about canaries.
@@ -170,7 +171,7 @@ class Session:
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
         # Before the rows are there: what fits must not depend on them.
         execution = fitted(model, chosen.max_length)
-        encode = encoder(base.tokenizer, _FORMATS[assignment.text_format], chosen.max_length)
+        encode = encoder(base.tokenizer, assignments.FORMATS[assignment.text_format], chosen.max_length)
         received, rows = self._rows(assignment, assignment.frame, encode)
         # Also what is needed only at the end: better to fail before a step than after the last.
         wanted = assignment.evaluation if assignment.HasField("evaluation") and ranks.first else None
@@ -194,16 +195,16 @@ class Session:
 
         planting = None
         if assignment.HasField("canaries"):
-            text_format = _FORMATS[assignment.text_format]
+            text_format = assignments.FORMATS[assignment.text_format]
             planting = Planting(
                 assignment.canaries, encode, text_format, chosen.max_rows_per_unit, origin.key, base.tokenizer
             )
         run: Run
         if private:
             units = grouped((received, rows), assignment.unit_count, "rows") + (planting.units if planting else [])
-            run = PrivateRun(model, units, _private(assignment), origin.key, origin.execution, ranks)
+            run = PrivateRun(model, units, assignments.private(assignment), origin.key, origin.execution, ranks)
         else:
-            run = PlainRun(model, rows + (planting.rows if planting else []), _plain(assignment))
+            run = PlainRun(model, rows + (planting.rows if planting else []), assignments.plain(assignment))
         if found:
             run.load_state_dict(found["run"])
         saver.finish(run, origin, ranks, beats, self._evicted)
@@ -271,42 +272,3 @@ class Session:
         self._summary.reported_steps = reported
         request = pb.ReportFailureRequest(job=self._job, attempt=self._attempt, attested_steps=steps, cause=cause)
         patiently(lambda: self._trainer.ReportFailure(request, timeout=CALL_TIMEOUT_S, metadata=self._token.metadata()))
-
-
-def _private(assignment: trainer_pb2.Assignment) -> TrainingSettings:
-    """Return the private run that an assignment asks for."""
-    chosen, mechanism = assignment.settings, assignment.mechanism
-    return TrainingSettings(
-        steps=mechanism.steps,
-        expected_batch_units=mechanism.sampling_probability * assignment.unit_count,
-        sampling_probability=mechanism.sampling_probability,
-        noise_multiplier=mechanism.noise_multiplier,
-        clipping_norm=chosen.clipping_norm,
-        clipping=_CLIPPING[chosen.clipping],
-        learning_rate=chosen.learning_rate,
-        max_rows_per_unit=chosen.max_rows_per_unit,
-        max_length=chosen.max_length,
-    )
-
-
-def _plain(assignment: trainer_pb2.Assignment) -> PlainSettings:
-    """Return the ordinary fine-tune that an assignment asks for."""
-    chosen = assignment.settings
-    return PlainSettings(
-        steps=assignment.unlimited_steps,
-        batch_rows=chosen.batch_size,
-        learning_rate=chosen.learning_rate,
-        max_length=chosen.max_length,
-    )
-
-
-_FORMATS = {
-    trainer_pb2.TEXT_FORMAT_UNSPECIFIED: TextFormat.PLAIN,
-    trainer_pb2.TEXT_FORMAT_PLAIN: TextFormat.PLAIN,
-    trainer_pb2.TEXT_FORMAT_COMPLETION: TextFormat.COMPLETION,
-    trainer_pb2.TEXT_FORMAT_CHAT: TextFormat.CHAT,
-}
-_CLIPPING = {
-    trainer_pb2.CLIPPING_FLAT: Clipping.FLAT,
-    trainer_pb2.CLIPPING_NORMALISED: Clipping.NORMALISED,
-}

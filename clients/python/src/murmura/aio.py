@@ -2,7 +2,7 @@
 
 What is sent, how long it may take, when it is tried again and what a refusal means is shared with `Client` (`calls`,
 `connection`, `errors`); only the waiting is written here. Requests are messages of the contracts or plain values, and
-nothing is printed: this is for services, not for notebooks.
+nothing is printed: this is for services, not for notebooks. Longer than most modules: one short method for each call.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class AsyncClient:
             **settings: fields of the contract's `Settings`; what is left out gets a default that works.
 
         Raises:
-            InvalidInput: if a setting does not exist.
+            InvalidInput: if a setting does not exist, or the target is none.
         """
         known = trainer_pb2.Settings.DESCRIPTOR.fields_by_name
         if unknown := sorted(set(settings) - set(known)):
@@ -189,10 +189,7 @@ class AsyncClient:
             text_column=text_field,
             settings=trainer_pb2.Settings(**settings),  # type: ignore[arg-type]
         )
-        if target_epsilon == "unlimited":
-            spec.unlimited = True
-        else:
-            spec.target_epsilon = float(target_epsilon)
+        jobs.ask_for(spec, target_epsilon)
         return spec
 
     async def plan(self, spec: trainer_pb2.JobSpec) -> trainer_pb2.Plan:

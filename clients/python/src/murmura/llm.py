@@ -125,6 +125,7 @@ class Model(Sampler):
             InvalidInput: if they do not go together.
         """
         from murmura.api.trainer.v1 import trainer_pb2
+        from murmura.calls import jobs
 
         spec = trainer_pb2.JobSpec(
             base_model=f"baseModels/{self._base}",
@@ -134,12 +135,7 @@ class Model(Sampler):
             text_format=_FORMATS[next(iter(self._columns))],
             settings=trainer_pb2.Settings(**self._settings),
         )
-        if target_epsilon == "unlimited":
-            spec.unlimited = True
-        elif isinstance(target_epsilon, int | float) and not isinstance(target_epsilon, bool):
-            spec.target_epsilon = float(target_epsilon)
-        else:
-            raise InvalidInput(f"target_epsilon is {target_epsilon!r}; give a positive number or 'unlimited'.")
+        jobs.ask_for(spec, target_epsilon)
         if (held_out is None) != (evaluation_epsilon is None):
             missing = "held_out=X_test" if held_out is None else "evaluation_epsilon=0.5"
             raise InvalidInput(

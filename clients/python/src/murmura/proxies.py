@@ -1,7 +1,8 @@
 """Stand-ins for a row's value: what is done to one becomes an expression tree.
 
 Used by `trace` and by the columns of remote frames alike, so that both record the same. A proxy refuses whatever
-cannot be recorded, with the spelling that works; it never guesses.
+cannot be recorded, with the spelling that works; it never guesses. Longer than most modules: kinds of values return
+each other, and apart they would import in circles.
 """
 
 from __future__ import annotations

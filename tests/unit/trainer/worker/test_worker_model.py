@@ -16,7 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.trainer.worker import plain
 from services.trainer.worker.data import Row
-from services.trainer.worker.engine import AdapterUnmovedError
 from services.trainer.worker.evaluate import perplexity, read_texts
 from services.trainer.worker.model import (
     BaseModelError,
@@ -27,6 +26,7 @@ from services.trainer.worker.model import (
     save_adapter,
 )
 from services.trainer.worker.plain import PlainSettings, train_plain
+from services.trainer.worker.runs import AdapterUnmovedError
 from services.trainer.worker.text import plain_rows
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a cat", ""]

@@ -8,7 +8,7 @@ from murmura import calls
 from murmura.api.trainer.v1 import trainer_pb2
 from murmura.api.trainer.v1 import trainer_service_pb2 as messages
 from murmura.calls import PAGE_SIZE, Call, qualified
-from murmura.errors import JobFailed, exhausted
+from murmura.errors import InvalidInput, JobFailed, exhausted
 
 PLANNING_S = 120.0
 _ENDED_BADLY = ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED")
@@ -56,6 +56,24 @@ def cancel_job(name: str, subject: str) -> Call:
     request = messages.CancelTrainingJobRequest(name=qualified("trainingJobs", name))
     request.request_id = calls.request_id(subject, request)
     return Call("trainer", "CancelTrainingJob", request)
+
+
+def ask_for(spec: trainer_pb2.JobSpec, target_epsilon: float | str) -> None:
+    """Write into a spec what the job may cost.
+
+    Args:
+        spec: is changed.
+        target_epsilon: the epsilon that it may reach at the dataset's delta, or "unlimited".
+
+    Raises:
+        InvalidInput: if it is neither.
+    """
+    if target_epsilon == "unlimited":
+        spec.unlimited = True
+    elif isinstance(target_epsilon, int | float) and not isinstance(target_epsilon, bool):
+        spec.target_epsilon = float(target_epsilon)
+    else:
+        raise InvalidInput(f"target_epsilon is {target_epsilon!r}; give a positive number or 'unlimited'.")
 
 
 def earlier_job(
