@@ -151,11 +151,11 @@ async def test_no_token_chooses_its_own_algorithm(site):
     [
         {"aud": "another"},
         {"aud": None},
-        {"exp": int(time.time()) - 60},
+        {"exp": "a minute ago"},
         {"exp": None},
         {"iat": None},
-        {"nbf": int(time.time()) + 3600},
-        {"iat": int(time.time()) + 3600},
+        {"nbf": "in an hour"},
+        {"iat": "in an hour"},
         {"sub": None},
         {"sub": ""},
         {"sub": "x" * 201},
@@ -167,7 +167,9 @@ async def test_no_token_chooses_its_own_algorithm(site):
     ids=lambda changed: "-".join(f"{name}={str(value)[:16]}" for name, value in changed.items()),
 )
 async def test_a_claim_that_is_wrong_or_missing_ends_it(site, changed):
-    assert await site.refused(site.provider.token(**changed)) == INVALID
+    moments = {"a minute ago": int(time.time()) - 60, "in an hour": int(time.time()) + 3600}
+    claims = {name: moments.get(value, value) for name, value in changed.items()}
+    assert await site.refused(site.provider.token(**claims)) == INVALID
 
 
 async def test_a_signature_that_was_tampered_with_ends_it(site):

@@ -11,16 +11,12 @@ import pytest
 import torch
 
 from services.trainer.worker.data import Row, Unit
-from services.trainer.worker.engine import (
-    AdapterUnmovedError,
-    PrivateRun,
-    TrainingSettings,
-    train_private,
-)
+from services.trainer.worker.engine import PrivateRun, TrainingSettings, train_private
 from services.trainer.worker.evaluate import perplexity
 from services.trainer.worker.execution import Execution
 from services.trainer.worker.lora import UnsupportedModelError
 from services.trainer.worker.noise import GaussianNoise
+from services.trainer.worker.runs import AdapterUnmovedError
 from services.trainer.worker.sampling import PoissonSampler
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.text import plain_rows
