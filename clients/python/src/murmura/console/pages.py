@@ -128,10 +128,11 @@ class Pages:
     def _datasets(self) -> list[tuple[dataset_pb2.Dataset, Part[dict[str, Any]]]]:
         accounts = _part(self._client.accounts)
         known = {account.name: account for account in accounts.found or ()}
+        unknown: Part[dict[str, Any]] = Part(problem=accounts.problem or "The ledger does not know this budget.")
         rows = []
         for dataset in self._client.all(datasets.list_datasets(), "datasets"):
             account = known.get(dataset.account)
-            rows.append((dataset, _part(partial(self._shown, account)) if account else Part(problem=accounts.problem)))
+            rows.append((dataset, _part(partial(self._shown, account)) if account else unknown))
         return rows
 
     def _budget(self, account: str) -> dict[str, Any]:
