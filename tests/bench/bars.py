@@ -143,8 +143,8 @@ BENCHES: dict[str, tuple[Figure, ...]] = {
             "Opacus, hooks",
             at("padded_over_opacus_hooks"),
             least=1.1,
-            tried="1.132 on 2026-11-24, when the same machine made half as many tokens again (plain LoRA 2,127 a second, "
-            "now 1,410): the ratio moves with what else the host does. Nothing was changed in between, and nothing tried.",
+            tried="1.132 on 2026-11-24, when the machine made half as many tokens again (plain LoRA 2,127 a second, "
+            "then 1,410 to 1,440): it moves with what the host does. Nothing was changed in between, nor tried.",
         ),
         Figure("tokens/s, padded", "Opacus, ghost clipping", at("padded_over_opacus_ghost")),
         Figure("peak memory", _PLAIN, at("memory_over_plain"), most=1.15),
