@@ -72,7 +72,7 @@ demo: setup  ## the whole story: data, budget, private fine-tuning, sampling
 demo-quick: setup  ## the same in a few minutes, on fewer rows and steps
 	$(BIN)/python -m deploy.local.demo --quick
 
-bench: setup  ## every bench, an hour and a half; writes tests/bench/RESULTS.md; ONLY="ledger train" chooses
+bench: setup  ## every bench, the better part of an hour; writes tests/bench/RESULTS.md; ONLY="ledger train" chooses
 	@$(BIN)/python -m tests.bench.results $(ONLY)
 
 bench-accounting: setup  ## noise our currency needs, beside the exact PLD and an RDP accountant

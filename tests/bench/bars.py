@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
@@ -48,8 +49,12 @@ def at(*path: str | int) -> Callable[[Any], float]:
     return take
 
 
-_NOISE = "On two shared cores the three ways differ by less than what one of them differs from run to run."
-_TURNS = " Tried: all three at once, taking turns prompt by prompt. Not tried: more rounds, more cores, a GPU."
+_HTTP = partial(
+    Figure,
+    peer="vLLM's HTTP server",
+    tried="On two shared cores the three ways differ by less than what one of them differs from run to run. Tried: all "
+    "three at once, taking turns prompt by prompt. Not tried: more rounds, more cores, a GPU.",
+)
 _ECHO = "a bare grpc.aio echo of the same messages"
 _PLAIN = "plain LoRA (PEFT), same model and rows"
 
@@ -92,20 +97,8 @@ def _inference() -> tuple[Figure, ...]:
             Figure(
                 f"tokens/s, {streams} streams", "bare AsyncLLM in process", at(*path, "tokens_over_bare"), least=0.95
             ),
-            Figure(
-                f"tokens/s, {streams} streams",
-                "vLLM's HTTP server",
-                at(*path, "tokens_over_http"),
-                least=1.0,
-                tried=f"{_NOISE}{_TURNS}",
-            ),
-            Figure(
-                f"first token p99, {streams} streams",
-                "vLLM's HTTP server",
-                at(*path, "ttft_p99_over_http"),
-                most=1.0,
-                tried=f"{_NOISE}{_TURNS}",
-            ),
+            _HTTP(title=f"tokens/s, {streams} streams", of=at(*path, "tokens_over_http"), least=1.0),
+            _HTTP(title=f"first token p99, {streams} streams", of=at(*path, "ttft_p99_over_http"), most=1.0),
         ]
     return (
         *found,

@@ -64,7 +64,13 @@ def machine() -> str:
         models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         name = models[0].partition(":")[2].strip() if models else name
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{len(os.sched_getaffinity(0))} cores of {name}, {memory:.0f} GiB, no GPU, {platform.system()}"
+    return f"{len(os.sched_getaffinity(0))} cores of {name}, {memory:.0f} GiB, {_accelerator()}, {platform.system()}"
+
+
+def _accelerator() -> str:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
 
 
 def page(kept: dict[str, Any]) -> str:

@@ -15,11 +15,9 @@ Kinds = dict[str, tuple[str, str, str]]
 def plural_of(kind: str) -> str:
     """Return the plural of a kind, as Kubernetes makes them."""
     name = kind.lower()
-    return (
-        f"{name[:-1]}ies"
-        if name.endswith("y") and name[-2] not in "aeiou"
-        else f"{name}{'es' if name[-1] == 's' else 's'}"
-    )
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return f"{name[:-1]}ies"
+    return f"{name}es" if name.endswith("s") else f"{name}s"
 
 
 def routes(kinds: Kinds) -> list[web.RouteDef]:

@@ -79,6 +79,13 @@ def test_an_entry_is_asked_for_once(steward: bool) -> None:
     assert journals.of("accounts/other") == []
 
 
+def test_a_page_asks_once_for_all_budgets() -> None:
+    ledger = Ledger([entry(1, "open", capacity=[9, 1]), entry(2, "open", "accounts/b", capacity=[9, 1])])
+    look = Journals(ledger).look()
+    assert [one.sequence for name in (ACCOUNT, "accounts/b", ACCOUNT) for one in look(name)] == [1, 2, 1]
+    assert ledger.sent == 2
+
+
 def test_a_ledger_that_was_restored_is_read_anew() -> None:
     ledger = Ledger([entry(number, "open", capacity=[9, 1]) for number in range(1, 6)])
     journals = Journals(ledger)

@@ -111,9 +111,7 @@ class Budget:
 
     def attacker(self) -> str:
         """Return what the best attacker could do, as a phrase."""
-        rates = (self.risk.true_positive_rate_at_0_1_percent, self.risk.true_positive_rate_at_1_percent)
-        few, more = (f"{100 * rate:.1f} %" for rate in rates)
-        return f"finds at most {few} of members at 0.1 % false alarms, {more} at 1 %"
+        return attacker(self.risk)
 
     def __repr__(self) -> str:
         spent, pending, left = self.parts()
@@ -151,6 +149,13 @@ class Budget:
             f"<div style='display:flex;width:24em;height:.9em;border:1px solid #888'>{bar}</div>"
             f"<small>{legend}</small><table>{table}</table></div>"
         )
+
+
+def attacker(risk: privacy_pb2.AttackerRisk) -> str:
+    """Return what the best attacker could do at a risk, as a phrase."""
+    rates = (risk.true_positive_rate_at_0_1_percent, risk.true_positive_rate_at_1_percent)
+    few, more = (f"{100 * rate:.1f} %" for rate in rates)
+    return f"finds at most {few} of members at 0.1 % false alarms, {more} at 1 %"
 
 
 def percent(part: int, whole: int) -> str:

@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from murmura.budget import grouped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from murmura.api.ledger.v1 import ledger_pb2
 
 
 class Wording(Protocol):
     """Puts amounts of one account into words."""
-
-    def learn(self, units: int) -> None:
-        """Be told of an amount that will be asked for."""
 
     def full(self, units: int) -> str:
         """Return an amount in words."""
@@ -38,20 +33,11 @@ class Narrator:
         self._short = short
         self._reserved: dict[str, dict[str, Any]] = {}
 
-    def learn(self, entries: Sequence[ledger_pb2.Entry]) -> None:
-        """Look amounts up, the newest first: not all of a long history are asked for."""
-        for entry in reversed(entries):
-            data = _data(entry)
-            pairs = [data.get(name) for name in ("share", "price", "committed")]
-            for pair in (*pairs, data.get("charges", {}).get(self._account)):
-                if pair:
-                    self._amounts.learn(int(pair[0]))
-
     def tell(self, entry: ledger_pb2.Entry) -> str:
         """Return what happened."""
         teller = getattr(self, f"_{entry.kind}", None)
         try:
-            words = teller(_data(entry), entry.principal) if teller else f"by {entry.principal}"
+            words = teller(data_of(entry), entry.principal) if teller else f"by {entry.principal}"
         except (KeyError, TypeError, ValueError, IndexError):
             # A newer ledger may say things differently; --json shows them as they are.
             words = f"by {entry.principal}"
@@ -109,7 +95,8 @@ class Narrator:
         return f"{what}, by {who}" + (f": {data['justification']}" if data else "")
 
 
-def _data(entry: ledger_pb2.Entry) -> Any:
+def data_of(entry: ledger_pb2.Entry) -> Any:
+    """Return what an entry says; nothing where readers of one account are not shown it."""
     return json.loads(entry.payload).get("data", {}) if entry.payload else {}
 
 

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from murmura.budget import grouped
 from murmura.errors import MurmuraError
+from murmura.narration import data_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from murmura.api.ledger.v1 import ledger_pb2
     from murmura.client import Client
 
@@ -50,9 +53,14 @@ class Amounts:
             self._known[units] = None
         return self._known[units]
 
-    def learn(self, units: int) -> None:
-        """Ask for an amount's epsilon while there may still be asked."""
-        self.epsilon(units)
+    def learn(self, entries: Sequence[ledger_pb2.Entry]) -> None:
+        """Look up the amounts of entries, the newest first: not all of a long history are asked for."""
+        for entry in reversed(entries):
+            data = data_of(entry)
+            pairs = [data.get(name) for name in ("share", "price", "committed")]
+            for pair in (*pairs, data.get("charges", {}).get(self._account.name)):
+                if pair:
+                    self.epsilon(int(pair[0]))
 
     def short(self, units: int) -> str:
         """Return an amount as an epsilon, or in units where that is not known."""

@@ -56,7 +56,7 @@ def show_history(entries: list[ledger_pb2.Entry], account: str, amounts: Amounts
     """Print an account's entries: laid out in a terminal, else one line for each."""
     terminal = display.console.is_terminal
     narrator = Narrator(account, amounts, short=terminal)
-    narrator.learn(entries)
+    amounts.learn(entries)
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)

@@ -14,7 +14,8 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from murmura.budget import percent
+from murmura.api.inference.v1 import inference_pb2
+from murmura.budget import attacker, percent
 from murmura.calls.jobs import ended
 from murmura.console.guard import NAMES, Guard
 from murmura.console.pages import Pages, Part
@@ -93,7 +94,13 @@ class Renderer:
         )
         self._templates.globals.update(subject=subject)
         self._templates.filters.update(
-            when=_when, state=state_name, ended=ended, percent=percent, enum=_enum, last=_last_part
+            when=_when,
+            state=state_name,
+            ended=ended,
+            percent=percent,
+            adapter_state=_adapter_state,
+            attacker=attacker,
+            last=_last_part,
         )
 
     def __call__(self, template: str, path: str, found: dict[str, Any], status: int = 200) -> HTMLResponse:
@@ -128,12 +135,9 @@ def _when(time: Any) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
-def _enum(message: Any, field: str) -> str:
-    """Return an enum field's value as words."""
-    kind = message.DESCRIPTOR.fields_by_name[field].enum_type
-    name = str(kind.values_by_number[getattr(message, field)].name)
-    prefix = "".join("_" + letter if letter.isupper() else letter for letter in kind.name).lstrip("_").upper() + "_"
-    return name.removeprefix(prefix).lower().replace("_", " ")
+def _adapter_state(adapter: inference_pb2.Adapter) -> str:
+    """Return an adapter's state as a word."""
+    return inference_pb2.AdapterState.Name(adapter.state).removeprefix("ADAPTER_STATE_").lower()
 
 
 def _last_part(name: str) -> str:

@@ -6,18 +6,18 @@ all that is drawn or told here is a share of the cap.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from murmura.budget import grouped, percent
 from murmura.calls import budgets
 from murmura.errors import InvalidInput
-from murmura.narration import plain
+from murmura.narration import data_of, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from murmura.api.ledger.v1 import ledger_pb2
     from murmura.client import Client
@@ -50,9 +50,8 @@ def standings(entries: Sequence[ledger_pb2.Entry], account: str) -> list[Standin
     found: list[Standing] = []
     held: dict[str, int] = {}
     for entry in entries:
-        data = json.loads(entry.payload).get("data", {}) if entry.payload else {}
         now = found[-1] if found else Standing(moment(entry))
-        moved = _moved(now, entry.kind, data, account, held)
+        moved = _moved(now, entry.kind, data_of(entry), account, held)
         if moved != now or not found:
             found.append(replace(moved, time=moment(entry)))
     return found
@@ -103,7 +102,7 @@ def proposals(entries: Sequence[ledger_pb2.Entry]) -> list[Proposal]:
     waiting: dict[str, Proposal] = {}
     for entry in entries:
         if entry.kind in ("propose_cap", "change_cap") and entry.payload:
-            data = json.loads(entry.payload)["data"]
+            data = data_of(entry)
             if entry.kind == "propose_cap":
                 why = plain(data["justification"])
                 waiting[data["name"]] = Proposal(data["name"], data["epsilon"], plain(entry.principal), why)
@@ -133,9 +132,6 @@ class Shares:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
 
-    def learn(self, units: int) -> None:
-        """Nothing is to be looked up."""
-
     def full(self, units: int) -> str:
         """Return an amount as a share of the cap."""
         return f"{percent(units, self._capacity)} of the cap" if self._capacity else f"{grouped(units)} units"
@@ -154,11 +150,20 @@ class Journals:
 
     def of(self, account: str) -> list[ledger_pb2.Entry]:
         """Return the entries that concern a budget, oldest first."""
-        try:
-            return [entry for entry in self._read("") if entry.account in ("", account)]
-        except InvalidInput:
-            # Only stewards and operators read all of it, with what it says of the ledger as a whole.
-            return self._read(account)
+        return self.look()(account)
+
+    def look(self) -> Callable[[str], list[ledger_pb2.Entry]]:
+        """Return what gives the entries of budgets as of one look: the journal is asked once for all of them."""
+        read = cache(self._read)
+
+        def of(account: str) -> list[ledger_pb2.Entry]:
+            try:
+                return [entry for entry in read("") if entry.account in ("", account)]
+            except InvalidInput:
+                # Only stewards and operators read all of it, with what it says of the ledger as a whole.
+                return read(account)
+
+        return of
 
     def _read(self, account: str) -> list[ledger_pb2.Entry]:
         known = self._entries.get(account, [])

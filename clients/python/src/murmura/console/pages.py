@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -47,6 +47,29 @@ class Part(Generic[Found]):
     problem: str = ""
 
 
+class Look:
+    """What several parts of one page show: each thing is asked for once.
+
+    Args:
+        client: who asks.
+        journals: what was read of the journal so far.
+    """
+
+    def __init__(self, client: Client, journals: Journals) -> None:
+        self._client = client
+        self.entries = journals.look()
+
+    @cached_property
+    def datasets(self) -> list[dataset_pb2.Dataset]:
+        """All datasets."""
+        return self._client.all(datasets.list_datasets(), "datasets")
+
+    @cached_property
+    def accounts(self) -> list[ledger_pb2.Account]:
+        """All budgets."""
+        return self._client.accounts()
+
+
 class Pages:
     """Gathers what the pages show.
 
@@ -64,17 +87,18 @@ class Pages:
 
     def overview(self) -> dict[str, Any]:
         """Return what there is: datasets with their budgets, jobs, adapters, what was done lately."""
-        newest = _part(self._jobs)
+        newest, look = _part(self._jobs), Look(self._client, self._journals)
         return {
-            "datasets": _part(self._datasets),
+            "datasets": _part(lambda: self._datasets(look)),
             "jobs": newest,
             "adapters": _part(lambda: self._adapters(newest.found or [])),
-            "deeds": _part(lambda: self._deeds()[:LATELY]),
+            "deeds": _part(lambda: self._deeds(look)[:LATELY]),
         }
 
     def activity(self) -> dict[str, Any]:
         """Return who did what, newest first."""
-        return {"deeds": _part(self._deeds), "most": MOST_DEEDS}
+        look = Look(self._client, self._journals)
+        return {"deeds": _part(lambda: self._deeds(look)), "most": MOST_DEEDS}
 
     def dataset(self, identity: str) -> dict[str, Any]:
         """Return a dataset: what is public of it, its budget over time, its policy, its jobs.
@@ -84,13 +108,14 @@ class Pages:
         """
         found: dataset_pb2.Dataset = self._client.run(datasets.get_dataset(identity)).dataset
         versions = _part(lambda: self._client.all(datasets.list_policy_versions(found.name), "policy_versions"))
+        look = Look(self._client, self._journals)
         return {
             "dataset": found,
-            "budget": _part(lambda: self._budget(found.account)),
+            "budget": _part(lambda: self._budget(look, found.account)),
             "policy": policies.write(found.policy),
             "versions": replace(versions, found=versions.found and list(_compared(versions.found))),
             "jobs": _part(lambda: [job for job in self._jobs() if job.spec.frame.dataset == found.name]),
-            "deeds": _part(lambda: self._deeds_of(found.account, found.name)[::-1][:MOST_DEEDS]),
+            "deeds": _part(lambda: self._deeds_of(look, found.account, found.name)[::-1][:MOST_DEEDS]),
         }
 
     def job(self, identity: str) -> dict[str, Any]:
@@ -125,26 +150,20 @@ class Pages:
 
     # ------------------------------------------------------------------ their parts
 
-    def _datasets(self) -> list[tuple[dataset_pb2.Dataset, Part[dict[str, Any]]]]:
-        accounts = _part(self._client.accounts)
+    def _datasets(self, look: Look) -> list[tuple[dataset_pb2.Dataset, Part[dict[str, Any]]]]:
+        accounts = _part(lambda: look.accounts)
         known = {account.name: account for account in accounts.found or ()}
         unknown: Part[dict[str, Any]] = Part(problem=accounts.problem or "The ledger does not know this budget.")
         rows = []
-        for dataset in self._client.all(datasets.list_datasets(), "datasets"):
+        for dataset in look.datasets:
             account = known.get(dataset.account)
-            rows.append((dataset, _part(partial(self._shown, account)) if account else unknown))
+            rows.append((dataset, _part(partial(_shown, look, account)) if account else unknown))
         return rows
 
-    def _budget(self, account: str) -> dict[str, Any]:
-        shown = self._shown(self._client.run(budgets.get_account(account)).account)
+    def _budget(self, look: Look, account: str) -> dict[str, Any]:
+        shown = _shown(look, self._client.run(budgets.get_account(account)).account)
         over_time = drawing.burn_down(standings(shown["entries"], account), datetime.now(UTC))
         return shown | {"burn_down": over_time, "shares": self._client.all(budgets.list_grants(account), "grants")}
-
-    def _shown(self, account: ledger_pb2.Account) -> dict[str, Any]:
-        """Return a budget as it is drawn everywhere, with what waits for a steward's decision."""
-        budget, entries = Budget(account), self._journals.of(account.name)
-        asked = {"proposals": proposals(entries), "stopped": stopped(entries)}
-        return {"budget": budget, "bar": drawing.bar(budget), "entries": entries} | asked
 
     def _jobs(self) -> list[trainer_pb2.TrainingJob]:
         """Return the newest jobs, those that run first."""
@@ -159,22 +178,21 @@ class Pages:
         newest = sorted(found, key=lambda adapter: adapter.create_time.ToNanoseconds(), reverse=True)
         return [(one, audits.get(one.name)) for one in newest]
 
-    def _deeds(self) -> list[Deed]:
+    def _deeds(self, look: Look) -> list[Deed]:
         done: list[Deed] = []
-        known: list[dataset_pb2.Dataset] = self._client.all(datasets.list_datasets(), "datasets")
-        for account in self._client.accounts():
+        for account in look.accounts:
             # Datasets of one lineage share a budget; one that was erased leaves its budget behind.
-            subject = next((item.name for item in known if item.account == account.name), account.name)
-            done += self._deeds_of(account.name, subject)
-        for dataset in known:
+            subject = next((item.name for item in look.datasets if item.account == account.name), account.name)
+            done += self._deeds_of(look, account.name, subject)
+        for dataset in look.datasets:
             done += of_dataset(
                 dataset, self._client.all(datasets.list_policy_versions(dataset.name), "policy_versions")
             )
         return sorted(done, key=lambda deed: deed.time, reverse=True)[:MOST_DEEDS]
 
-    def _deeds_of(self, account: str, subject: str) -> list[Deed]:
+    def _deeds_of(self, look: Look, account: str, subject: str) -> list[Deed]:
         """Return what was done to a budget, oldest first."""
-        entries = self._journals.of(account)
+        entries = look.entries(account)
         newest = entries[-1].hash if entries else ""
         known, told = self._told.get((account, subject), ("", []))
         if known != newest:
@@ -190,6 +208,13 @@ def audit_of(job: trainer_pb2.TrainingJob) -> dict[str, Any]:
     audit = Audit(job)
     bound = None if audit.promised is None else Bound.of(job.plan.statement)
     return {"audit": audit, "roc": roc_figure({"this model": audit}, bound), "exposure": exposure_figure(audit)}
+
+
+def _shown(look: Look, account: ledger_pb2.Account) -> dict[str, Any]:
+    """Return a budget as it is drawn everywhere, with what waits for a steward's decision."""
+    budget, entries = Budget(account), look.entries(account.name)
+    asked = {"proposals": proposals(entries), "stopped": stopped(entries)}
+    return {"budget": budget, "bar": drawing.bar(budget), "entries": entries} | asked
 
 
 def _compared(

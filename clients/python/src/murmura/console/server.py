@@ -14,8 +14,6 @@ from murmura.errors import MurmuraError
 if TYPE_CHECKING:
     from murmura.client import Client
 
-DEFAULT_PORT = 7410
-
 
 def serve(client: Client, port: int, ready: Callable[[str], None]) -> None:
     """Serve the console on the loopback, and nowhere else.
