@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import TextIO
+
+from services.trainer.launcher import EVICTED
 
 POD_TOKEN = "MURMURA_POD_TOKEN_FILE"  # noqa: S105 - a variable's name
 _OURS = Path(__file__).parents[2]
@@ -22,13 +25,18 @@ _OURS = Path(__file__).parents[2]
 
 def main() -> int:
     """Run the job that the environment names; returns the exit code."""
-    processes = int(os.environ.get("MURMURA_PROCESSES", "1"))
-    if (processes > 1 or "MURMURA_NODES" in os.environ) and "RANK" not in os.environ:
-        # Nothing private comes here: it only starts the processes that read rows, and they are silent.
-        logging.disable(logging.CRITICAL)
-        from services.trainer.worker.processes import Place, launch
+    if "RANK" not in os.environ:
+        # Before the imports, which take seconds: nothing has begun, and the first process of a container does not even
+        # die of a signal that it has not asked for. A rank would not notice while it waits for others in native code,
+        # so it keeps to dying.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(EVICTED))
+        processes = int(os.environ.get("MURMURA_PROCESSES", "1"))
+        if processes > 1 or "MURMURA_NODES" in os.environ:
+            # Nothing private comes here: it only starts the processes that read rows, and they are silent.
+            logging.disable(logging.CRITICAL)
+            from services.trainer.worker.processes import Place, launch
 
-        return launch(processes, Place.of(os.environ))
+            return launch(processes, Place.of(os.environ))
     log = silence()
     try:
         from services.common.memory import keep_freed

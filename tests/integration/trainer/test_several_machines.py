@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.support.ports import free_port
 from tests.support.recorder import ROWS, SECRET, Recorder, assigned, run, serving, worker
 
 PATIENCE_S = 90.0
-Machines = Callable[[Recorder, int], list[subprocess.Popen[bytes]]]
+Machines = Callable[..., list[subprocess.Popen[bytes]]]
 
 
 @pytest.fixture
@@ -34,10 +35,10 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
     started: list[subprocess.Popen[bytes]] = []
     served = []
 
-    def start(recorder: Recorder, count: int = 2) -> list[subprocess.Popen[bytes]]:
+    def start(recorder: Recorder, count: int = 2, port: int | None = None) -> list[subprocess.Popen[bytes]]:
         serve = serving(recorder)
         served.append(serve)
-        endpoint, port = serve.__enter__(), free_port()
+        endpoint, port = serve.__enter__(), port or free_port()
         for rank in range(count):
             told = {"MURMURA_NODES": "2", "MURMURA_NODE_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
             told |= {"MURMURA_MASTER_ADDR": "localhost", "MURMURA_MASTER_PORT": str(port)}
@@ -60,6 +61,18 @@ def ended(processes: list[subprocess.Popen[bytes]], folder: Path) -> list[int]:
     for rank in range(len(processes)):
         assert SECRET not in (folder / str(rank) / "worker.log").read_text()
     return codes
+
+
+def takes_calls(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+        return True
+    return False
+
+
+def be_called(port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)) as first:
+        first.settimeout(PATIENCE_S)
+        first.accept()[0].close()
 
 
 def long_run(assignment: trainer_pb2.Assignment, machines: Machines) -> tuple[Recorder, list[subprocess.Popen[bytes]]]:
@@ -125,16 +138,20 @@ def test_when_the_other_is_lost_the_first_ends_and_leaves_what_follows_to_the_tr
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_that_waits_for_the_other_leaves_at_once(
-    assignment: trainer_pb2.Assignment, tmp_path: Path, machines: Machines, rank: int
+    assignment: trainer_pb2.Assignment, machines: Machines, rank: int
 ) -> None:
-    recorder = Recorder(assignment, ROWS)
-    waiting = machines(recorder, 2)
-    waiting[1 - rank].kill()
-    waiting[1 - rank].wait()
-    time.sleep(6)  # to import torch and to begin waiting
-    assert waiting[rank].poll() is None
-    waiting[rank].terminate()
-    assert waiting[rank].wait(10) == 75
+    recorder, port = Recorder(assignment, ROWS), free_port()
+    both = machines(recorder, 2, port)
+    waiting, other = both[rank], both[1 - rank]
+    other.kill()
+    other.wait()
+    if rank == 0:
+        until(lambda: takes_calls(port), PATIENCE_S)
+    else:
+        be_called(port)
+    assert waiting.poll() is None
+    waiting.terminate()
+    assert waiting.wait(10) == 75
     assert not recorder.messages
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -64,3 +66,22 @@ def test_one_exit_code_stands_for_all(
     launched: Callable[..., tuple[int, list[Any]]], codes: tuple[int, ...], expected: int
 ) -> None:
     assert launched(*codes)[0] == expected
+
+
+TOLD_TO_LEAVE_WHILE_IT_IMPORTS = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name in ("services.trainer.worker.session", "services.trainer.worker.processes"):
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("services.trainer.worker", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_a_worker_that_has_begun_nothing_leaves_at_once_and_in_good_order(count: str) -> None:
+    """As the first process of a container it would otherwise go on until it is killed."""
+    environment = os.environ | {"MURMURA_PROCESSES": count}
+    told = [sys.executable, "-c", TOLD_TO_LEAVE_WHILE_IT_IMPORTS]
+    assert subprocess.run(told, env=environment, timeout=60, check=False).returncode == 75
