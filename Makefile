@@ -6,6 +6,9 @@ BIN := .venv/bin
 ENVIRONMENT := deploy/local/environment
 PYTEST_ARGS ?=
 
+# Every process would compile our sources anew; where this is set, it is for images.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The demo's own settings travel as they are, for example DEMO_DATA=folder make demo.
 export DEMO_DATA
 

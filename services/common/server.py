@@ -25,6 +25,7 @@ from services.common.calls import CallInterceptor
 from services.common.config import ServiceSettings
 from services.common.interceptors import Interceptors
 from services.common.logs import configure_logging
+from services.common.memory import calm_collector
 from services.common.oidc import Issuer
 from services.common.telemetry import Logs, Metrics, RequestIds, serve_metrics
 from services.common.tls import server_credentials
@@ -79,16 +80,6 @@ def interceptors(auth: Auth, *more: CallInterceptor) -> list[grpc.aio.ServerInte
         more: stand before it.
     """
     return [Interceptors([RequestIds(), Logs(), Metrics(), *more, auth, Validation()])]
-
-
-def _calm_collector() -> None:
-    """Let the garbage collector leave alone what a service lives with, and look at the rest less often.
-
-    Else it walks every library's objects, and all of a service's state, while calls wait.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 def _auth(settings: ServiceSettings, lifecycle: Lifecycle) -> Auth:
@@ -159,7 +150,8 @@ async def serve(name: str, settings: ServiceSettings, register: Register) -> int
         health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         names = await register(server, lifecycle)
-        _calm_collector()
+        gc.collect()
+        calm_collector()
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
         ports = _listen(server, settings)
         await server.start()

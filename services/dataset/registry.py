@@ -19,8 +19,6 @@ from murmura.api.dataset.v1 import dataset_pb2
 from services.dataset.units import unpack
 
 VERSION = 3
-# The version before kept no policies: what stands is then the first.
-_UPGRADED = 2
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS datasets (
@@ -77,10 +75,9 @@ class Registry:
         self._connection.execute("PRAGMA synchronous=FULL")
         tables = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         found = self._connection.execute("PRAGMA user_version").fetchone()[0] if tables else VERSION
-        if found not in (VERSION, _UPGRADED):
+        if found != VERSION:
             raise Outdated(f"{path.name} was written by another version of this service")
         self._connection.executescript(_SCHEMA)
-        self._number_policies()
 
     def answer(self, request_id: str) -> tuple[str, bytes] | None:
         """Return the body hash and the serialized answer of a request that was served, or None."""
@@ -194,20 +191,9 @@ class Registry:
         """Close the file."""
         self._connection.close()
 
-    def _number_policies(self) -> None:
-        """Give the policies of datasets that an earlier version registered their first number."""
-        for resource in self.all():
-            if not resource.policy_version:
-                resource.policy_version = 1
-                self._write(
-                    None,
-                    ("UPDATE datasets SET resource = ? WHERE name = ?", (resource.SerializeToString(), resource.name)),
-                    _policy(resource, resource.owner, resource.create_time),
-                )
-
     def _write(
         self,
-        request: tuple[str, str, bytes] | None,
+        request: tuple[str, str, bytes],
         *statements: tuple[str, tuple[object, ...]],
         content: tuple[str, str] | None = None,
     ) -> None:
@@ -224,8 +210,7 @@ class Registry:
                     ).fetchone()
                 ):
                     raise OtherLineage
-                if request is not None:
-                    cursor.execute("INSERT INTO requests VALUES (?, ?, ?)", request)
+                cursor.execute("INSERT INTO requests VALUES (?, ?, ?)", request)
                 cursor.execute("COMMIT")
             except BaseException:
                 cursor.execute("ROLLBACK")

@@ -8,7 +8,6 @@ wrapped the same way. A piece is an Arrow stream of about a mebibyte: neither wr
 from __future__ import annotations
 
 import hmac
-import io
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import IO
 
 import polars as pl
 import pyarrow as pa
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.common.files import create, settle, sync, write
 from services.dataset import batches, sealing
@@ -78,11 +75,6 @@ class Vault:
         """
         start, stop = (slots.start, slots.stop) if slots is not None else (0, None)
         key = self._data_key(storage_id)
-        if (whole := self._directory / f"{storage_id}.parquet.aes").exists():
-            rows = _whole(key, whole.read_bytes(), storage_id)
-            for piece in batches.cut(rows.slice(start, None if stop is None else stop - start)):
-                yield batches.batch_of(batches.stream(piece))
-            return
         try:
             file = self._rows(storage_id).open("rb")
         except FileNotFoundError:
@@ -206,12 +198,3 @@ class Spool:
     def close(self) -> None:
         """Let the copy go."""
         self._file.close()
-
-
-def _whole(key: bytes, sealed: bytes, name: str) -> pl.DataFrame:
-    """Open rows as they were sealed before there were pieces."""
-    try:
-        plain = AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode())
-    except InvalidTag:
-        raise Sealed(name) from None
-    return pl.read_parquet(io.BytesIO(plain))

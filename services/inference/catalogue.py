@@ -89,9 +89,6 @@ class Catalogue:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
-        if not any(column[1] == "policy" for column in self._db.execute("PRAGMA table_info(adapters)")):
-            # Made before adapters had policies.
-            self._db.execute("ALTER TABLE adapters ADD COLUMN policy BLOB NOT NULL DEFAULT x''")
 
     def records(self) -> list[Record]:
         """Return all records."""

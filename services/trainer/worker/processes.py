@@ -27,9 +27,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from services.trainer.launcher import EVICTED
+from services.trainer.launcher import EVICTED, FAILED
 from services.trainer.worker.ranks import MEETING
-from services.trainer.worker.session import FAILED
 
 # For the other machines to be there. The trainer waits less long, and ends the worker; this is for when it is away.
 MEETING_LIMIT_S = 86_400

@@ -19,7 +19,7 @@ import torch
 from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
-from services.trainer.launcher import EVICTED
+from services.trainer.launcher import EVICTED, FAILED
 from services.trainer.worker import assignments
 from services.trainer.worker.attack import Planting
 from services.trainer.worker.checkpoint import binding
@@ -51,7 +51,6 @@ _Measured = tuple[pb.NoisySums | None, trainer_pb2.Audit | None]
 CHUNK_BYTES = 1 << 19
 CALL_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 600.0
-FAILED = 1
 
 
 def is_out_of_memory(error: Exception) -> bool:

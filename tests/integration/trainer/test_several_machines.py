@@ -77,7 +77,7 @@ def be_called(port: int) -> None:
 
 def long_run(assignment: trainer_pb2.Assignment, machines: Machines) -> tuple[Recorder, list[subprocess.Popen[bytes]]]:
     """Let two machines begin a run that nobody waits for, and take some of its steps."""
-    assignment.mechanism.steps = 50_000
+    assignment.mechanism.steps = 8_000
     recorder = Recorder(assignment, ROWS)
     both = machines(recorder, 2)
     until(lambda: any(beat.completed_steps for beat in recorder.of(pb.HeartbeatRequest)), PATIENCE_S)

@@ -23,8 +23,25 @@ def assignment(tiny_base_model: Path) -> trainer_pb2.Assignment:
     return assigned(tiny_base_model)
 
 
+def held_out(assignment: trainer_pb2.Assignment) -> trainer_pb2.Assignment:
+    """The same, with a measurement at the end."""
+    wanted = assignment.evaluation
+    wanted.frame.dataset, wanted.unit_count = "datasets/notes", UNITS
+    wanted.frame.operations.add().slice.start = 10
+    wanted.noise_multiplier, wanted.loss_bound = 7.0, 8.0
+    return assignment
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    """One worker's run from its beginning to its end, with a measurement and a checkpoint wherever there may be one."""
+    recorder = Recorder(held_out(assigned(tiny_base_model)), ROWS)
+    assert run(recorder, tmp_path_factory.mktemp("whole"), MURMURA_CHECKPOINT_SECONDS="0") == (0, "")
+    return recorder
+
+
 def test_nothing_of_the_rows_or_of_how_training_went_leaves_a_worker(
-    assignment: trainer_pb2.Assignment, tmp_path: Path
+    assignment: trainer_pb2.Assignment, tmp_path: Path, whole: Recorder
 ) -> None:
     recorder = Recorder(assignment, ROWS)
     recorder.away = 2
@@ -56,30 +73,18 @@ def test_nothing_of_the_rows_or_of_how_training_went_leaves_a_worker(
     # The renewed token took the place of the first.
     assert recorder.tokens[0] == "Bearer first"
     assert recorder.tokens[-1] == "Bearer renewed"
+    assert files != whole.files(), "another run has another key"
 
 
-def held_out(assignment: trainer_pb2.Assignment) -> trainer_pb2.Assignment:
-    """The same, with a measurement at the end."""
-    wanted = assignment.evaluation
-    wanted.frame.dataset, wanted.unit_count = "datasets/notes", UNITS
-    wanted.frame.operations.add().slice.start = 10
-    wanted.noise_multiplier, wanted.loss_bound = 7.0, 8.0
-    return assignment
-
-
-def test_a_measurement_leaves_as_two_noisy_sums_and_nothing_else(
-    assignment: trainer_pb2.Assignment, tmp_path: Path
-) -> None:
-    recorder = Recorder(held_out(assignment), ROWS)
-    assert run(recorder, tmp_path) == (0, "")
-    first, *rest = recorder.of(trainer_service_pb2.UploadAdapterRequest)
+def test_a_measurement_leaves_as_two_noisy_sums_and_nothing_else(whole: Recorder) -> None:
+    first, *rest = whole.of(trainer_service_pb2.UploadAdapterRequest)
     spacing = 2.0 ** (math.frexp(7.0 * 2**0.5)[1] - 1 - 16)
     for value in (first.evaluation.loss, first.evaluation.units):
         assert value and float(value / spacing).is_integer(), "on the noise's lattice"
     assert not any(message.HasField("evaluation") for message in rest)
-    frames = [request.frame for request in recorder.of(dataset_service_pb2.ReadRowsRequest)]
-    assert frames == [assignment.frame, assignment.evaluation.frame]
-    seen = {(type(message).__name__, field.name) for message in recorder.messages for field, _ in message.ListFields()}
+    frames = [request.frame for request in whole.of(dataset_service_pb2.ReadRowsRequest)]
+    assert frames == [whole.assignment.frame, whole.assignment.evaluation.frame]
+    seen = {(type(message).__name__, field.name) for message in whole.messages for field, _ in message.ListFields()}
     assert {name for kind, name in seen if kind == "UploadAdapterRequest"} == {
         "job",
         "attempt",
@@ -88,21 +93,18 @@ def test_a_measurement_leaves_as_two_noisy_sums_and_nothing_else(
         "data",
         "evaluation",
     }
-    assert SECRET.encode() not in b"".join(message.SerializeToString() for message in recorder.messages)
+    assert SECRET.encode() not in b"".join(message.SerializeToString() for message in whole.messages)
 
 
 def test_two_processes_take_over_from_one_and_end_with_the_same_adapter_and_measurement(
-    assignment: trainer_pb2.Assignment, tmp_path: Path
+    tmp_path: Path, whole: Recorder
 ) -> None:
     """Same sample and same noise, however many share the work; and once more with a checkpoint of the two."""
-    held_out(assignment)
-    whole = Recorder(assignment, ROWS)
-    assert run(whole, tmp_path, MURMURA_CHECKPOINT_SECONDS="0") == (0, "")
-    two = Recorder(assignment, ROWS)
+    two = Recorder(whole.assignment, ROWS)
     two.resume_from = whole.checkpoints[0][1]
     assert run(two, tmp_path, MURMURA_PROCESSES="2", MURMURA_CHECKPOINT_SECONDS="0") == (0, "")
     assert [steps for steps, _ in two.checkpoints] == sorted({steps for steps, _ in two.checkpoints})
-    one = Recorder(assignment, ROWS)
+    one = Recorder(whole.assignment, ROWS)
     one.resume_from = two.checkpoints[len(two.checkpoints) // 2][1]
     assert run(one, tmp_path) == (0, "")
     expected = safetensors.torch.load(whole.files()["adapter_model.safetensors"])
@@ -119,7 +121,7 @@ def test_two_processes_take_over_from_one_and_end_with_the_same_adapter_and_meas
 
 
 def test_a_worker_that_is_told_to_stop_attests_its_steps(assignment: trainer_pb2.Assignment, tmp_path: Path) -> None:
-    assignment.mechanism.steps = 50_000
+    assignment.mechanism.steps = 8_000
     recorder = Recorder(assignment, ROWS)
     recorder.stop_after = 1
     code, log = run(recorder, tmp_path)
@@ -127,7 +129,7 @@ def test_a_worker_that_is_told_to_stop_attests_its_steps(assignment: trainer_pb2
     (failure,) = recorder.of(trainer_service_pb2.ReportFailureRequest)
     assert failure.cause == trainer_service_pb2.FAILURE_CAUSE_STOPPED
     reported = max(b.completed_steps for b in recorder.of(trainer_service_pb2.HeartbeatRequest))
-    assert 0 < reported <= failure.attested_steps < 50_000
+    assert 0 < reported <= failure.attested_steps < 8_000
     assert not recorder.of(trainer_service_pb2.UploadAdapterRequest)
 
 
@@ -135,7 +137,7 @@ def test_a_worker_that_is_told_to_stop_attests_its_steps(assignment: trainer_pb2
 def test_sigterm_leaves_a_checkpoint_unless_the_job_is_to_stop(
     assignment: trainer_pb2.Assignment, tmp_path: Path, stop: bool, processes: int
 ) -> None:
-    assignment.mechanism.steps = 50_000
+    assignment.mechanism.steps = 8_000
     recorder = Recorder(assignment, ROWS)
 
     def terminate(worker: subprocess.Popen[bytes]) -> None:
@@ -166,38 +168,43 @@ def test_sigterm_leaves_a_checkpoint_unless_the_job_is_to_stop(
         assert SECRET.encode() not in sealed
 
 
-@pytest.mark.parametrize("private", [True, False])
-def test_a_worker_that_takes_over_makes_the_same_adapter(
-    assignment: trainer_pb2.Assignment, tmp_path: Path, private: bool
-) -> None:
-    """Bit for bit, from any checkpoint of the first worker: sampling, noise, row choice and optimizer go on."""
-    if not private:
-        assignment.ClearField("mechanism")
-        assignment.unlimited_steps = STEPS
-    whole = Recorder(assignment, ROWS)
-    assert run(whole, tmp_path, MURMURA_CHECKPOINT_SECONDS="0") == (0, "")
+def takes_over(whole: Recorder, folder: Path) -> None:
+    """Let a second worker take over from the first and the last checkpoint."""
     assert len(whole.checkpoints) > 3
     assert [steps for steps, _ in whole.checkpoints] == sorted({steps for steps, _ in whole.checkpoints})
     assert all(steps % INTERVAL == 0 for steps, _ in whole.checkpoints)
     for steps, sealed in (whole.checkpoints[0], whole.checkpoints[-1]):
-        later = Recorder(assignment, ROWS)
-        later.assignment.attempt = 2
+        again = trainer_pb2.Assignment()
+        again.CopyFrom(whole.assignment)
+        again.attempt = 2
+        later = Recorder(again, ROWS)
         later.resume_from = sealed
-        assert run(later, tmp_path, MURMURA_ATTEMPT="2") == (0, "")
+        assert run(later, folder, MURMURA_ATTEMPT="2") == (0, "")
         assert later.files() == whole.files(), f"taken over after step {steps}"
+
+
+def test_a_worker_that_takes_over_makes_the_same_adapter(tmp_path: Path, whole: Recorder) -> None:
+    """Bit for bit, from any checkpoint of the first worker: sampling, noise, row choice and optimizer go on."""
+    takes_over(whole, tmp_path)
+
+
+def test_so_it_does_without_privacy(assignment: trainer_pb2.Assignment, tmp_path: Path) -> None:
+    assignment.ClearField("mechanism")
+    assignment.unlimited_steps = STEPS
+    first = Recorder(assignment, ROWS)
+    assert run(first, tmp_path, MURMURA_CHECKPOINT_SECONDS="0") == (0, "")
+    takes_over(first, tmp_path)
     another = Recorder(assignment, ROWS)
     assert run(another, tmp_path) == (0, "")
-    assert (another.files() == whole.files()) is not private, "another run has another key"
+    assert another.files() == first.files(), "there is no key that could be another"
 
 
-def test_a_checkpoint_of_another_run_is_no_fresh_start(assignment: trainer_pb2.Assignment, tmp_path: Path) -> None:
-    first = Recorder(assignment, ROWS)
-    assert run(first, tmp_path, MURMURA_CHECKPOINT_SECONDS="0")[0] == 0
+def test_a_checkpoint_of_another_run_is_no_fresh_start(tmp_path: Path, whole: Recorder) -> None:
     other = trainer_pb2.Assignment()
-    other.CopyFrom(assignment)
+    other.CopyFrom(whole.assignment)
     other.settings.learning_rate *= 2
     recorder = Recorder(other, ROWS)
-    recorder.resume_from = first.checkpoints[0][1]
+    recorder.resume_from = whole.checkpoints[0][1]
     code, log = run(recorder, tmp_path)
     assert code == 1
     assert log.startswith("the worker failed: CheckpointError at ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import io
 import sqlite3
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from murmura.api.dataset.v1 import dataset_pb2
 from murmura.api.dataset.v1 import expressions_pb2 as frames_pb2
@@ -324,20 +322,6 @@ def test_rows_that_were_not_kept_leave_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "rows").iterdir())
     with pytest.raises(Sealed):
         load(vault, "one")
-
-
-def test_rows_that_were_sealed_whole_are_still_read(tmp_path: Path) -> None:
-    vault = Vault(tmp_path)
-    store(vault, "one", ROWS)
-    (tmp_path / "rows" / "one.rows.aes").unlink()
-    plain = io.BytesIO()
-    ROWS.write_parquet(plain)
-    sealed = AESGCM(vault._data_key("one")).encrypt(bytes(12), plain.getvalue(), b"one")
-    (tmp_path / "rows" / "one.parquet.aes").write_bytes(bytes(12) + sealed)
-    assert load(vault, "one").equals(ROWS)
-    assert pl.concat(vault.read("one", range(1, 3))).equals(ROWS[1:3])
-    vault.erase("one")
-    assert not list((tmp_path / "rows").iterdir())
 
 
 def test_a_fingerprint_is_the_one_that_content_has_always_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

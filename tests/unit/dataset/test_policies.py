@@ -136,15 +136,3 @@ def test_versions_outlive_their_dataset_and_count_on(registry: Registry) -> None
     assert [item.version for item in registry.policies("datasets/d")] == [1]
     assert policies.next_version(registry, "datasets/d") == 2
     assert policies.next_version(registry, "datasets/new") == 1
-
-
-def test_a_registry_that_numbered_no_policies_is_brought_up(tmp_path: Path, registry: Registry) -> None:
-    registry._connection.executescript("DROP TABLE policies; PRAGMA user_version = 2;")
-    old = dataset()
-    old.policy_version = 0
-    registry._connection.execute("UPDATE datasets SET resource = ?", (old.SerializeToString(),))
-    registry.close()
-    again = Registry(tmp_path / "registry.sqlite3")
-    found = again.get("datasets/d")
-    assert found is not None and found[0].policy_version == 1
-    assert [(item.version, item.author) for item in again.policies("datasets/d")] == [(1, "sam@local")]
