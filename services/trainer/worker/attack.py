@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import compress
+from collections.abc import Callable, Iterator, Sequence
+from itertools import compress, groupby
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from services.trainer.worker.text import Encoder, TextFormat
 MOST_ATTACKED = 50
 SAMPLES = 8
 SCORED_AT_ONCE = 32
+TYPED_AT_ONCE = 16
 ROC_POINTS = 100
 
 
@@ -72,7 +73,7 @@ class Planting:
         members, left_out = list(compress(own, self._part)), list(compress(own, (not part for part in self._part)))
         found = auditing.findings(members, left_out, others)
         asked = [canary for canary in compress(self._canaries, self._part) if canary.secret]
-        extracted = [self._extracted(model, canary, pause) for canary in asked[:MOST_ATTACKED]]
+        extracted = list(self._extracted(model, asked[:MOST_ATTACKED], pause))
         histogram = [0] * (int(found.exposure_limit) + 1)
         for exposure in found.exposures:
             histogram[int(exposure)] += 1
@@ -105,12 +106,24 @@ class Planting:
             samples=SAMPLES if extracted else 0,
         )
 
-    def _extracted(self, model: Any, canary: Canary, pause: Callable[[], None]) -> tuple[bool, bool]:
-        """Type a canary's prompt; returns whether its secret comes greedily, and whether it does in some sample."""
-        pause()
-        asked = canary.asked(self._tokenizer, self._text_format)
-        ids = torch.tensor([asked], device=next(model.parameters()).device)
-        room = len(self._tokenizer(canary.secret, add_special_tokens=False)["input_ids"]) + 2
+    def _extracted(
+        self, model: Any, canaries: Sequence[Canary], pause: Callable[[], None]
+    ) -> Iterator[tuple[bool, bool]]:
+        """Type prompts; yields for each whether its secret comes greedily, and whether it does in some sample.
+
+        Prompts of one length are typed together: none is padded, which not every model takes well.
+        """
+        asked = sorted(((c.asked(self._tokenizer, self._text_format), c.secret) for c in canaries), key=_prompt_length)
+        for _, alike in groupby(asked, key=_prompt_length):
+            prompts, secrets = zip(*alike, strict=True)
+            for start in range(0, len(prompts), TYPED_AT_ONCE):
+                pause()
+                some = slice(start, start + TYPED_AT_ONCE)
+                yield from self._told(model, prompts[some], secrets[some])
+
+    def _told(self, model: Any, prompts: Sequence[list[int]], secrets: Sequence[str]) -> Iterator[tuple[bool, bool]]:
+        ids = torch.tensor(prompts, device=next(model.parameters()).device)
+        room = max(map(len, self._tokenizer(list(secrets), add_special_tokens=False)["input_ids"])) + 2
         common = {"attention_mask": torch.ones_like(ids), "max_new_tokens": room, "use_cache": True}
         common |= {"pad_token_id": self._tokenizer.eos_token_id}
         greedy = model.generate(input_ids=ids, do_sample=False, **common)
@@ -118,15 +131,20 @@ class Planting:
             input_ids=ids, do_sample=True, temperature=1.0, top_k=0, num_return_sequences=SAMPLES, **common
         )
 
-        def said(sequences: Any) -> list[str]:
-            texts: list[str] = self._tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
-            return [" ".join(text.split()) for text in texts]
+        def told(sequences: Any, secret: str) -> bool:
+            texts = self._tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
+            return any(_plain(text).startswith(_plain(secret)) for text in texts)
 
-        secret = " ".join(canary.secret.split())
-        told_greedily, told_sometimes = (
-            any(text.startswith(secret) for text in said(found)) for found in (greedy, sampled)
-        )
-        return told_greedily, told_sometimes
+        for secret, one, several in zip(secrets, greedy.split(1), sampled.split(SAMPLES), strict=True):
+            yield told(one, secret), told(several, secret)
+
+
+def _prompt_length(asked: tuple[list[int], str]) -> int:
+    return len(asked[0])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _scores(model: Any, rows: Sequence[Row], pause: Callable[[], None]) -> list[float]:

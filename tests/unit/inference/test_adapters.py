@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
@@ -348,17 +347,6 @@ async def test_a_steward_lets_others_use_an_adapter_and_takes_it_back(site: Site
         assert (await refusal(attempt)).reason == "RESOURCE_NOT_FOUND"
     assert not site.adapters.list(BOB)
     await use(site)
-
-
-async def test_a_catalogue_from_before_there_were_policies_is_taken_up(site: Site) -> None:
-    site.publish()
-    before = await use(site)
-    with sqlite3.connect(site.root / "adapters.sqlite3") as older:
-        older.execute("ALTER TABLE adapters DROP COLUMN policy")
-    site.start()
-    assert await use(site) == before
-    await site.adapters.allow(NAME, AdapterPolicy(users=[BOB.subject]), STEWARD)
-    await use(site, BOB)
 
 
 async def test_a_new_manifest_does_not_change_whose_adapter_it_is(site: Site) -> None:
