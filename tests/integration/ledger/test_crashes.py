@@ -19,6 +19,7 @@ from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.ledger.journal import replay
 from services.ledger.redis_store import RedisStore
 from services.ledger.sqlite_store import SqliteStore
+from tests.support.launchers import until
 
 ROUNDS = int(os.environ.get("MURMURA_CRASH_ROUNDS", "6"))
 CLIENTS = 4
@@ -196,6 +197,8 @@ def go_through_rounds(process, load, open_store, server=None):
             process.kill()
             process.launch()
             away["ledger"].append(load.until_served())
+    # However busy the machine: what is shown is that a pool is spent to its end and no further.
+    until(lambda: load.refused or load.problems, PATIENCE_S)
     load.stop()
     assert not load.problems, load.problems
     verified = load.send(load.stub.VerifyJournal, ledger_service_pb2.VerifyJournalRequest())

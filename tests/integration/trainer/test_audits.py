@@ -49,7 +49,8 @@ def test_an_audit_of_a_model_without_privacy_finds_the_leak(bundled: Path, tmp_p
     audit = audited(tmp_path, bundled, noise_multiplier=-1.0, steps=250, batch_size=16)
     assert (audit.canaries, audit.others) == (200, OTHERS)
     assert 60 < audit.planted < 140
-    assert audit.correct_guesses == audit.guesses > 50
+    assert audit.guesses > 50
+    assert audit.correct_guesses > 0.9 * audit.guesses
     assert audit.true_positive_rate_at_1_percent > 0.5
     assert audit.median_exposure > 8
     assert audit.estimated_epsilon > 10
