@@ -118,7 +118,7 @@ def tell(state: Path, scale: Scale, phee: Path | None) -> dict[str, Any]:
     say(f"Both in one picture: {folder}/audit.html")
     say(f"What a data-protection officer is given: {private.report().save(folder / 'private.html')}")
 
-    chapter("How well they write: perplexity on the rows that were kept back")
+    chapter("How well they write: perplexity on held-out rows")
     say("Computed by the owner of the data, offline: a service that told an analyst would leak.")
     held_out = folder / f"{scale.dataset}-held-out.jsonl"
     wrapped = list(records.wrap(notes))[scale.training_rows :]

@@ -106,7 +106,7 @@ def _shares(budget: Budget, grants: list[ledger_pb2.Grant], amounts: Amounts) ->
 
 def _jobs(reservations: list[ledger_pb2.Reservation], amounts: Amounts) -> Table:
     table = Table.grid(padding=(0, 2))
-    for wraps in (False, False, False, True, True):
+    for wraps in (False, False, False, False, True):
         table.add_column(no_wrap=not wraps, overflow="fold")
     for item in reversed(reservations):
         word, style = _STATES.get(item.state, ("unknown", "red"))
