@@ -136,8 +136,8 @@ BENCHES: dict[str, tuple[Figure, ...]] = {
             "Opacus, hooks",
             at("padded_over_opacus_hooks"),
             least=1.1,
-            tried="1.132 on 2026-11-24, when the machine made half as many tokens again (plain LoRA 2,127 a second, "
-            "then 1,410 to 1,440): it moves with what the host does. Nothing was changed in between, nor tried.",
+            tried="It moves with what the host does: 1.132, 1.09, 1.094 and 1.109 in four runs between which nothing "
+            "was changed. At the ceiling of plain LoRA what is left to gain is Opacus's to lose.",
         ),
         Figure("tokens/s, padded", "Opacus, ghost clipping", at("padded_over_opacus_ghost")),
         Figure("peak memory", _PLAIN, at("memory_over_plain"), most=1.15),
