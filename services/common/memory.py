@@ -27,7 +27,7 @@ def keep_freed() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Do not look for garbage meanwhile: imports leave hardly any, and looking is a fifth of what large ones take."""
+    """Do not look for garbage meanwhile: imports leave hardly any, and looking takes up to a third of a large one."""
     gc.disable()
     try:
         yield

@@ -171,7 +171,8 @@ def install_packages() -> None:
     if torch is None or visible(torch.group(0)):
         say(f"installing {len(lock.split())} locked packages (minutes, the first time)")
         if not install_with_uv():
-            say("uv could not (see above); pip takes its place, and longer")
+            say("pip takes uv's place, and longer")
+            make_environment()  # anew, if uv has left something half-way
             # Bytecode is made afterwards, by all cores at once; pip would use one.
             pip(["--no-compile", "--no-deps", "-r", str(LOCK)])
         compile_packages()
@@ -198,7 +199,10 @@ def install_with_uv() -> bool:
     Returns:
         Whether it could.
     """
-    pip(["--quiet", "--no-deps", UV.findall(TOOLS.read_text())[0]])
+    get = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-deps", UV.findall(TOOLS.read_text())[0]]
+    if subprocess.run(get, capture_output=True, check=False).returncode != 0:
+        say("uv cannot be had")
+        return False
     told = {"find-links": "UV_FIND_LINKS", "index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
     listed = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     environment = {**os.environ, "UV_HTTP_TIMEOUT": "180"}
@@ -209,9 +213,10 @@ def install_with_uv() -> bool:
             environment.setdefault(variable, ",".join(value.strip("'").split()))
     UNPACKING.touch()
     command = [str(PYTHON), "-m", "uv", "pip", "install", "--python", str(PYTHON), "--no-deps", "-r", str(LOCK)]
-    installed = subprocess.run(command, env=environment, check=False).returncode == 0
+    if subprocess.run(command, env=environment, check=False).returncode != 0:
+        return False
     UNPACKING.unlink()
-    return installed
+    return True
 
 
 def compile_packages() -> None:
