@@ -118,7 +118,9 @@ def _opened(file: IO[bytes], cipher: AESGCM, size: int, nonce: bytes, name: str,
         raise Sealed(name)
     sealed, plain = pa.allocate_buffer(size), pa.allocate_buffer(size - _TAG_BYTES)
     try:
-        file.readinto(memoryview(sealed))  # type: ignore[attr-defined]
+        # The pool's memory is as it was left: what is missing at the end could still lie there, from a whole file.
+        if file.readinto(memoryview(sealed)) < size:  # type: ignore[attr-defined]
+            raise Sealed(name)
         data, into = memoryview(sealed).cast("B"), memoryview(plain).cast("B")
         cipher.decrypt_into(nonce, data, name.encode() + header, into)
     except (InvalidTag, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 
+import pyarrow as pa
 import pytest
 
 from services.dataset import sealing
@@ -63,6 +64,20 @@ def test_only_what_is_asked_for_is_opened(start: int, stop: int, positions: list
 def test_whatever_is_done_to_a_file_is_noticed(change: Callable[[list[bytes]], list[bytes]]) -> None:
     with pytest.raises(Sealed):
         opened(change(sealed()))
+
+
+def test_what_is_cut_off_is_not_made_up_for_by_what_memory_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sealed()
+    left = {len(record) - 9: record[9:] for record in whole}
+    monkeypatch.setattr(
+        sealing.pa, "allocate_buffer", lambda size: pa.py_buffer(bytearray(left.get(size, b"").ljust(size)))
+    )
+    assert len(opened(whole)) == len(PIECES)
+    for cut in (1, 16):
+        with pytest.raises(Sealed):
+            opened([*whole[:-1], whole[-1][:-cut]])
+    with pytest.raises(Sealed):
+        opened([*whole[:1], whole[1][:-1]], stop=4)
 
 
 def test_a_piece_of_another_file_is_noticed() -> None:
