@@ -199,9 +199,9 @@ def install_with_uv() -> bool:
     Returns:
         Whether it could.
     """
-    get = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-deps", UV.findall(TOOLS.read_text())[0]]
-    if subprocess.run(get, capture_output=True, check=False).returncode != 0:
-        say("uv cannot be had")
+    try:
+        pip(["--quiet", "--no-deps", *UV.findall(TOOLS.read_text())])
+    except SetupError:
         return False
     told = {"find-links": "UV_FIND_LINKS", "index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
     listed = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)

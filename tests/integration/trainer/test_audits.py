@@ -46,15 +46,16 @@ def audited(
 
 
 def test_an_audit_of_a_model_without_privacy_finds_the_leak(bundled: Path, tmp_path: Path) -> None:
-    audit = audited(tmp_path, bundled, noise_multiplier=-1.0, steps=250, batch_size=16)
+    audit = audited(tmp_path, bundled, noise_multiplier=-1.0, steps=400, batch_size=16)
     assert (audit.canaries, audit.others) == (200, OTHERS)
     assert 60 < audit.planted < 140
     assert audit.guesses > 50
-    assert audit.correct_guesses > 0.9 * audit.guesses
+    # As many are guessed to take part as not to; where the coins fell otherwise, so many guesses have to be wrong.
+    assert audit.guesses - audit.correct_guesses <= abs(audit.planted - audit.canaries / 2)
     assert audit.true_positive_rate_at_1_percent > 0.5
     assert audit.median_exposure > 8
     assert audit.estimated_epsilon > 10
-    assert audit.extracted_greedily > 0
+    assert audit.extracted_greedily > 3
 
 
 def test_an_engine_whose_noise_is_switched_off_is_caught(bundled: Path, tmp_path: Path) -> None:

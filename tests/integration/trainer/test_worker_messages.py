@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import torch
 
 from murmura.api.dataset.v1 import dataset_service_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2
+from tests.support.launchers import until
 from tests.support.recorder import INTERVAL, JOB, ROWS, SECRET, STEPS, UNITS, Recorder, assigned, run
 
 
@@ -141,11 +141,7 @@ def test_sigterm_leaves_a_checkpoint_unless_the_job_is_to_stop(
     recorder = Recorder(assignment, ROWS)
 
     def terminate(worker: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + 60
-        beat = trainer_service_pb2.HeartbeatRequest
-        while not any(message.completed_steps for message in recorder.of(beat)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: any(beat.completed_steps for beat in recorder.of(trainer_service_pb2.HeartbeatRequest)), 60)
         # Sums without noise go from one to the other, so they listen to nobody but this machine.
         ranks = psutil.Process(worker.pid).children()
         heard = {c.laddr.ip for rank in ranks for c in rank.net_connections() if c.status == psutil.CONN_LISTEN}

@@ -185,9 +185,8 @@ class RemoteFrame(FrameStatistics):
         )
 
     def _headline(self) -> str:
-        slots, units = self._describe().row_count, self._describe().unit_count
-        counted = f"{slots} slot{'s' * (slots != 1)} of {units} privacy unit{'s' * (units != 1)}"
-        return f"{self._frame.dataset}: {counted}, private"
+        described = self._describe()
+        return f"{self._frame.dataset}: {described.row_count} slots of {described.unit_count} privacy units, private"
 
     def _then(self, operation: pb.Operation) -> RemoteFrame:
         """Return the frame after one more operation; the service checks it at once."""
