@@ -13,7 +13,7 @@ from murmura import Client, display
 from murmura.api.common.v1.privacy_pb2 import Price
 from murmura.api.ledger.v1 import ledger_pb2
 from murmura.api.ledger.v1 import ledger_service_pb2 as messages
-from murmura.budget import Budget, grouped, percent
+from murmura.budget import Budget
 from murmura.cli.amounts import MOST_ASKED, Amounts
 from murmura.dataset import RemoteDataset
 from murmura.errors import InvalidInput, NotAllowed
@@ -60,18 +60,6 @@ def test_a_bar_is_in_proportion():
     assert Budget(account(spent=1000)).parts(40) == (40, 0, 0)
     assert Budget(account()).parts(40) == (0, 0, 40)
     assert display.bar(Budget(account(spent=250, pending=500)), 8).plain == "██▒▒▒▒░░"
-
-
-def test_percentages_do_not_round_to_nothing_or_all():
-    assert [percent(part, 1000) for part in (0, 1, 500, 999, 1000)] == [
-        "0 %",
-        "under 1 %",
-        "50 %",
-        "over 99 %",
-        "100 %",
-    ]
-    assert percent(0, 0) == "0 %"
-    assert grouped(1234567) == "1 234 567"
 
 
 def test_plain_text_and_notebook_say_the_same():

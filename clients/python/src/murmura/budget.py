@@ -9,6 +9,8 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from murmura.counts import percent
+
 if TYPE_CHECKING:
     from murmura.api.common.v1 import privacy_pb2
     from murmura.api.ledger.v1 import ledger_pb2
@@ -156,18 +158,3 @@ def attacker(risk: privacy_pb2.AttackerRisk) -> str:
     rates = (risk.true_positive_rate_at_0_1_percent, risk.true_positive_rate_at_1_percent)
     few, more = (f"{100 * rate:.1f} %" for rate in rates)
     return f"finds at most {few} of members at 0.1 % false alarms, {more} at 1 %"
-
-
-def percent(part: int, whole: int) -> str:
-    """Return a part of a whole in percent; only what is nothing is 0 %, and only what is all is 100 %."""
-    if part <= 0 or whole <= 0:
-        return "0 %"
-    share = 100 * part / whole
-    if share < 1:
-        return "under 1 %"
-    return "over 99 %" if share > 99 and part < whole else f"{share:.0f} %"
-
-
-def grouped(count: int) -> str:
-    """Return a whole number with its thousands apart."""
-    return f"{count:,}".replace(",", " ")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from murmura.api.dataset.v1 import dataset_pb2
 from murmura.api.dataset.v1 import expressions_pb2 as pb
+from murmura.counts import extent
 from murmura.frame import RemoteFrame
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ class RemoteDataset:
     def __repr__(self) -> str:
         r = self.resource
         return (
-            f"<{r.name}: {r.row_count} rows of {r.unit_count} privacy units ({r.privacy_unit_column}), "
+            f"<{r.name}: {extent(r.row_count, r.unit_count)} ({r.privacy_unit_column}), "
             f"cap ε = {r.policy.epsilon:g} at δ = {r.policy.delta:g}>"
         )
 
     def _repr_html_(self) -> str:
         return (
-            f"<p><b>{html.escape(self.name)}</b>, {self.resource.row_count} rows of "
-            f"{self.resource.unit_count} privacy units</p>{self.budget._repr_html_()}"
+            f"<p><b>{html.escape(self.name)}</b>, "
+            f"{extent(self.resource.row_count, self.resource.unit_count)}</p>{self.budget._repr_html_()}"
         )

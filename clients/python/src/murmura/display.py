@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from murmura.counts import counted, extent, grouped
+
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
@@ -51,7 +53,7 @@ def plan_table(plan: trainer_pb2.Plan, spec: trainer_pb2.JobSpec) -> Table:
 
     table = plan_frame()
     chosen, statement = plan.settings, plan.statement
-    table.add_row("data", f"{plan.row_count} rows of {plan.unit_count} privacy units of {spec.frame.dataset}")
+    table.add_row("data", f"{extent(plan.row_count, plan.unit_count)} of {spec.frame.dataset}")
     table.add_row("model", f"{spec.base_model.removeprefix('baseModels/')}, LoRA rank {chosen.lora_rank}")
     rate = f"learning rate {chosen.learning_rate:g}"
     if statement.unlimited:
@@ -130,8 +132,9 @@ def _add_measurement(table: Table, plan: trainer_pb2.Plan) -> None:
         wanted = plan.evaluation
         table.add_row(
             "measurement",
-            f"mean loss of {wanted.unit_count} held-out units, each cut at {wanted.loss_bound:g} nats a token: noise "
-            f"for ε = {wanted.statement.epsilon:.4g} moves it by about {wanted.standard_error:.2g} at most",
+            f"mean loss of {counted(wanted.unit_count, 'held-out unit')}, each cut at {wanted.loss_bound:g} nats "
+            f"a token: noise for ε = {wanted.statement.epsilon:.4g} moves it by about {wanted.standard_error:.2g} at "
+            "most",
         )
 
 
@@ -164,7 +167,7 @@ def show_account(account: ledger_pb2.Account, parts: str = "") -> None:
         account: what the ledger says of it.
         parts: spent and pending apart, where that is known: the ledger's own epsilon is of both together.
     """
-    from murmura.budget import Budget, grouped
+    from murmura.budget import Budget
 
     budget = Budget(account)
     noise, probability = account.unit.noise_multiplier, account.unit.sampling_probability

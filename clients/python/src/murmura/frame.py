@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from murmura.api.dataset.v1 import dataset_service_pb2 as messages
 from murmura.api.dataset.v1 import expressions_pb2 as pb
+from murmura.counts import extent
 from murmura.errors import InvalidInput, NotSupported
 from murmura.outcomes import MockRows, PublicInt, PublicList, PublicTuple
 from murmura.proxies import of_type
@@ -186,7 +187,7 @@ class RemoteFrame(FrameStatistics):
 
     def _headline(self) -> str:
         described = self._describe()
-        return f"{self._frame.dataset}: {described.row_count} slots of {described.unit_count} privacy units, private"
+        return f"{self._frame.dataset}: {extent(described.row_count, described.unit_count, 'slot')}, private"
 
     def _then(self, operation: pb.Operation) -> RemoteFrame:
         """Return the frame after one more operation; the service checks it at once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-from murmura.budget import grouped
+from murmura.counts import counted
 
 if TYPE_CHECKING:
     from murmura.api.ledger.v1 import ledger_pb2
@@ -102,7 +102,7 @@ def data_of(entry: ledger_pb2.Entry) -> Any:
 
 def _units(pair: Any) -> str:
     # Its epsilon stands beside it already.
-    return f"{grouped(int(pair[0]))} units"
+    return counted(int(pair[0]), "unit")
 
 
 def short_job(job: str) -> str:

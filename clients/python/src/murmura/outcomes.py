@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from murmura.counts import extent
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -84,7 +86,7 @@ def plan_table(statistic: RemoteStatistic, planned: messages.QueryStatisticRespo
     table.add_row("statistic", Text(statistic.label))
     table.add_row(
         "data",
-        f"{plan.row_count} rows of {plan.unit_count} privacy units of {statistic.dataset}; one unit owns at most "
+        f"{extent(plan.row_count, plan.unit_count)} of {statistic.dataset}; one unit owns at most "
         f"{statement.max_rows_per_unit}",
     )
     display.add_promise(table, statement)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from murmura.budget import grouped
+from murmura.counts import counted
 from murmura.errors import MurmuraError
 from murmura.narration import data_of
 
@@ -65,10 +65,10 @@ class Amounts:
     def short(self, units: int) -> str:
         """Return an amount as an epsilon, or in units where that is not known."""
         epsilon = self.epsilon(units)
-        return f"{grouped(units)} units" if epsilon is None else f"ε {epsilon:.3g}"
+        return counted(units, "unit") if epsilon is None else f"ε {epsilon:.3g}"
 
     def full(self, units: int) -> str:
         """Return an amount in units, and as an epsilon."""
         epsilon = self.epsilon(units)
-        words = f"{grouped(units)} unit{'' if units == 1 else 's'}"
+        words = counted(units, "unit")
         return words if epsilon is None or not units else f"{words} (ε {epsilon:.3g})"

@@ -18,6 +18,7 @@ from murmura.cli.register import register
 from murmura.cli.resolve import resolve
 from murmura.cli.shared import AsJson, Role, as_dict, client, print_json, print_messages
 from murmura.cli.training import plan, train
+from murmura.counts import extent
 from murmura.errors import MurmuraError
 
 app = typer.Typer(
@@ -112,9 +113,7 @@ def datasets(as_json: AsJson = False, role: Role = "analyst") -> None:
         print_messages(found)
         return
     for item in found:
-        typer.echo(
-            f"{item.name}: {item.row_count} rows of {item.unit_count} privacy units, cap ε = {item.policy.epsilon:g}"
-        )
+        typer.echo(f"{item.name}: {extent(item.row_count, item.unit_count)}, cap ε = {item.policy.epsilon:g}")
     if not found:
         typer.echo("No dataset yet. A steward registers one: `murmura register --help`.")
 

@@ -8,8 +8,9 @@ from rich.text import Text
 
 from murmura import display, journal
 from murmura.api.ledger.v1 import ledger_pb2
-from murmura.budget import Budget, grouped, percent
+from murmura.budget import Budget
 from murmura.cli.amounts import Amounts
+from murmura.counts import grouped, percent
 from murmura.narration import Narrator, plain, short_job
 
 NEWEST = 10

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from murmura.cli.shared import AsJson, as_dict, client, print_json
+from murmura.counts import extent
 from murmura.errors import InvalidInput
 
 
@@ -51,5 +52,5 @@ def register(
         print_json(as_dict(found.resource))
         return
     kept = found.resource
-    typer.echo(f"{kept.name}: {kept.row_count} rows of {kept.unit_count} privacy units.")
+    typer.echo(f"{kept.name}: {extent(kept.row_count, kept.unit_count)}.")
     typer.echo(f"Next: `murmura policy show {name}`, `murmura budget show {name}`.")

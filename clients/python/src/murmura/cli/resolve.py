@@ -89,8 +89,8 @@ def _charge(asker: Client, account: str, units: int, jobs: int) -> ledger_pb2.Ch
 
 def _show(rollback: ledger_pb2.Rollback, charges: Sequence[ledger_pb2.Charge], asker: Client) -> None:
     from murmura import display
-    from murmura.budget import grouped
     from murmura.cli.amounts import Amounts
+    from murmura.counts import counted
     from murmura.errors import NotFound
 
     since = rollback.ledger_time.ToDatetime()
@@ -103,9 +103,10 @@ def _show(rollback: ledger_pb2.Rollback, charges: Sequence[ledger_pb2.Charge], a
         try:
             account = asker.account(charge.account)
         except NotFound:
-            table.add_row(Text(f"  {charge.account}"), f"{grouped(charge.price.units)} units, once it is opened again")
+            price = counted(charge.price.units, "unit")
+            table.add_row(Text(f"  {charge.account}"), f"{price}, once it is opened again")
             continue
         left = account.capacity.units - account.spent.units - account.pending.units
-        rest = "nothing is left" if charge.price.units >= left else f"{grouped(left - charge.price.units)} units left"
+        rest = "nothing is left" if charge.price.units >= left else f"{counted(left - charge.price.units, 'unit')} left"
         table.add_row(Text(f"  {charge.account}"), f"{Amounts(asker, account).full(charge.price.units)}; {rest}")
     display.console.print(table)

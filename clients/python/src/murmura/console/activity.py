@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from murmura.console.history import Shares, moment, standings
+from murmura.counts import extent
 from murmura.narration import Narrator, plain
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def of_dataset(dataset: dataset_pb2.Dataset, versions: Iterable[dataset_pb2.Poli
         dataset: which.
         versions: of its policy; the first came with the registration.
     """
-    words = f"{dataset.row_count} rows of {dataset.unit_count} privacy units"
+    words = extent(dataset.row_count, dataset.unit_count)
     done = [Deed(dataset.create_time.ToDatetime(UTC), plain(dataset.owner), "register", words, dataset.name)]
     for version in versions:
         if version.version > 1:

@@ -15,10 +15,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from murmura.api.inference.v1 import inference_pb2
-from murmura.budget import attacker, percent
+from murmura.budget import attacker
 from murmura.calls.jobs import ended
 from murmura.console.guard import NAMES, Guard
 from murmura.console.pages import Pages, Part
+from murmura.counts import percent
 from murmura.display import state_name
 from murmura.errors import MurmuraError, NotAllowed, NotFound
 

@@ -9,7 +9,7 @@ import html
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from murmura.budget import percent
+from murmura.counts import percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from murmura.budget import grouped, percent
 from murmura.calls import budgets
+from murmura.counts import counted, percent
 from murmura.errors import InvalidInput
 from murmura.narration import data_of, plain
 
@@ -134,7 +134,7 @@ class Shares:
 
     def full(self, units: int) -> str:
         """Return an amount as a share of the cap."""
-        return f"{percent(units, self._capacity)} of the cap" if self._capacity else f"{grouped(units)} units"
+        return f"{percent(units, self._capacity)} of the cap" if self._capacity else counted(units, "unit")
 
 
 class Journals:
