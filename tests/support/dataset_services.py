@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -18,6 +16,7 @@ from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service
 from murmura.local.identity import Identity
 from services.common.requests import frame_digest
 from services.common.tokens import load_signing_key, mint
+from tests.support import warm
 
 START_S = 60.0
 
@@ -35,7 +34,7 @@ class Pair:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._identity = Identity(directory)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, warm.Process] = {}
         self._channels: dict[str, grpc.Channel] = {}
         for service in ("dataset", "ledger"):
             self._identity.mint(f"service:{service}", "service")
@@ -63,10 +62,7 @@ class Pair:
             given["LEDGER_ENDPOINT"] = (self.state("ledger") / "listening").read_text().strip()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
         environment |= {f"MURMURA_{name}": value for name, value in given.items()} | {"OMP_NUM_THREADS": "1"}
-        with (self.directory / f"{service}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"], env=environment, stdout=log, stderr=log
-            )
+        process = warm.start(f"services.{service}", environment, self.directory / f"{service}.log")
         self._processes[service] = process
         deadline = time.monotonic() + START_S
         while not listening.exists() or not listening.read_text().endswith("\n"):
@@ -84,7 +80,7 @@ class Pair:
         """The channel to a service."""
         return self._channels[service]
 
-    def process(self, service: str) -> subprocess.Popen[bytes]:
+    def process(self, service: str) -> warm.Process:
         """The process of a service."""
         return self._processes[service]
 

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from murmura.api.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
 from murmura.local.identity import Identity
 from services.common.tokens import load_signing_key, mint
+from tests.support import warm
 from tests.support.ports import free_port
 
 BASE_MODEL = "tiny"
@@ -51,7 +51,7 @@ class Cluster:
         self.artifacts = directory / "artifacts"
         self._identity = Identity(directory)
         self._base_models = base_models
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, warm.Process] = {}
         self._channels: list[grpc.Channel] = []
         self.endpoints = {service: f"127.0.0.1:{free_port()}" for service in STUBS}
         for service in STUBS:
@@ -93,20 +93,12 @@ class Cluster:
         self.launch(service)
         self.wait(lambda: self._serves(service), f"{service} serves")
 
-    def launch(self, service: str) -> subprocess.Popen[bytes]:
+    def launch(self, service: str) -> warm.Process:
         """Start a service."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
         environment = inherited | {f"MURMURA_{name}": value for name, value in self.settings(service).items()}
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        with self.log(service).open("ab") as log:
-            self.processes[service] = subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.processes[service] = warm.start(f"services.{service}", environment, self.log(service), new_session=True)
         return self.processes[service]
 
     def __enter__(self) -> Self:
@@ -168,9 +160,10 @@ class Cluster:
     def workers(self, job: str = "") -> list[psutil.Process]:
         """The worker processes of this cluster that live, of one job or of all."""
         found = []
+        told = {process.pid: process.environment for process in warm.living()}
         for process in psutil.process_iter():
             try:
-                environment = process.environ()
+                environment = told.get(process.pid) or process.environ()
                 ours = environment.get("MURMURA_JOB_TOKEN_FILE", "").startswith(str(self.directory))
                 if ours and environment.get("MURMURA_JOB", "").startswith(job):
                     if process.status() != psutil.STATUS_ZOMBIE:

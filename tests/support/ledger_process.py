@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from murmura.local.identity import Identity
 from services.common.tokens import load_signing_key, mint
+from tests.support import warm
 from tests.support.ports import free_port
 
 
@@ -38,14 +37,11 @@ class Ledger:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
         self._environment = inherited | {f"MURMURA_{name}": value for name, value in given.items()}
         self._environment["OMP_NUM_THREADS"] = "1"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: warm.Process | None = None
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def launch(self) -> warm.Process:
         """Start the process, and do not wait for it to serve."""
-        with (self.directory / "ledger.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.ledger"], env=self._environment, stdout=log, stderr=log
-            )
+        self._process = warm.start("services.ledger", self._environment, self.directory / "ledger.log")
         return self._process
 
     def kill(self) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import pyarrow as pa
 
 from murmura.api.dataset.v1 import dataset_service_pb2, dataset_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
+from tests.support import warm
 
 JOB = "trainingJobs/job"
 STEPS = 200
@@ -149,7 +148,7 @@ def serving(recorder: Recorder) -> Iterator[str]:
         server.stop(None)
 
 
-def worker(endpoint: str, folder: Path, **extra: str) -> subprocess.Popen[bytes]:
+def worker(endpoint: str, folder: Path, **extra: str) -> warm.Process:
     """Start a worker; its log is `worker.log` in the folder."""
     folder.mkdir(exist_ok=True)
     token_file = folder / "token"
@@ -163,10 +162,9 @@ def worker(endpoint: str, folder: Path, **extra: str) -> subprocess.Popen[bytes]
         "OMP_NUM_THREADS": "1",
         **extra,
     }
-    with (folder / "worker.log").open("wb") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "services.trainer.worker"], env=environment, stdout=out, stderr=subprocess.STDOUT
-        )
+    log = folder / "worker.log"
+    log.unlink(missing_ok=True)
+    return warm.start("services.trainer.worker", environment, log)
 
 
 def run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +100,7 @@ def test_a_lost_master_key_stops_the_service_with_a_sentence(own: Any) -> None:
     try:
         with pytest.raises(pytest.fail.Exception):
             own.start("dataset")
-        process: subprocess.Popen[bytes] = own._processes.pop("dataset")
+        process = own._processes.pop("dataset")
         assert process.wait(20) == 2
         assert "master.key is missing" in own.log("dataset")
         assert "Traceback" not in own.log("dataset").rpartition("stopped")[2]

@@ -22,13 +22,13 @@ def bundled() -> Path:
 
 
 def audited(
-    folder: Path, base_model: Path, noise_multiplier: float, count: int = 200, steps: int = 300, **settings: float
+    folder: Path, base_model: Path, noise_multiplier: float, count: int = 100, steps: int = 300, **settings: float
 ) -> trainer_pb2.Audit:
     """Train on a few rows and canaries; returns what the worker found out about those."""
     assignment = assigned(base_model)
     assignment.canaries.CopyFrom(trainer_pb2.CanarySpec(template=TEMPLATE, count=count, rows=2))
     assignment.audit_delta = DELTA
-    assignment.settings.max_length, assignment.settings.lora_rank, assignment.settings.learning_rate = 48, 8, 5e-3
+    assignment.settings.max_length, assignment.settings.lora_rank, assignment.settings.learning_rate = 48, 8, 1e-2
     for name, value in settings.items():
         setattr(assignment.settings, name, value)
     assignment.mechanism.sampling_probability = 0.1
@@ -46,10 +46,10 @@ def audited(
 
 
 def test_an_audit_of_a_model_without_privacy_finds_the_leak(bundled: Path, tmp_path: Path) -> None:
-    audit = audited(tmp_path, bundled, noise_multiplier=-1.0, steps=400, batch_size=16)
-    assert (audit.canaries, audit.others) == (200, OTHERS)
-    assert 60 < audit.planted < 140
-    assert audit.guesses > 50
+    audit = audited(tmp_path, bundled, noise_multiplier=-1.0, steps=130, batch_size=16)
+    assert (audit.canaries, audit.others) == (100, OTHERS)
+    assert 25 < audit.planted < 75
+    assert audit.guesses > 25
     # As many are guessed to take part as not to; where the coins fell otherwise, so many guesses have to be wrong.
     assert audit.guesses - audit.correct_guesses <= abs(audit.planted - audit.canaries / 2)
     assert audit.true_positive_rate_at_1_percent > 0.5
@@ -59,5 +59,5 @@ def test_an_audit_of_a_model_without_privacy_finds_the_leak(bundled: Path, tmp_p
 
 
 def test_an_engine_whose_noise_is_switched_off_is_caught(bundled: Path, tmp_path: Path) -> None:
-    audit = audited(tmp_path, bundled, noise_multiplier=0.0, steps=90)
+    audit = audited(tmp_path, bundled, noise_multiplier=0.0, steps=50)
     assert audit.certain_epsilon > 4.0

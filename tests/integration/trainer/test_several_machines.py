@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,12 +15,13 @@ import torch
 from murmura.api.trainer.v1 import trainer_pb2
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.trainer.launching import launching
+from tests.support import warm
 from tests.support.launchers import until
 from tests.support.ports import free_port
 from tests.support.recorder import ROWS, SECRET, Recorder, assigned, run, serving, worker
 
 PATIENCE_S = 90.0
-Machines = Callable[..., list[subprocess.Popen[bytes]]]
+Machines = Callable[..., list[warm.Process]]
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def assignment(tiny_base_model: Path) -> trainer_pb2.Assignment:
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
     """Start so many of two machines, of one process each."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[warm.Process] = []
     served = []
 
-    def start(recorder: Recorder, count: int = 2, port: int | None = None) -> list[subprocess.Popen[bytes]]:
+    def start(recorder: Recorder, count: int = 2, port: int | None = None) -> list[warm.Process]:
         serve = serving(recorder)
         served.append(serve)
         endpoint, port = serve.__enter__(), port or free_port()
@@ -56,7 +56,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         serve.__exit__(None, None, None)
 
 
-def ended(processes: list[subprocess.Popen[bytes]], folder: Path) -> list[int]:
+def ended(processes: list[warm.Process], folder: Path) -> list[int]:
     codes = [process.wait(120) for process in processes]
     for rank in range(len(processes)):
         assert SECRET not in (folder / str(rank) / "worker.log").read_text()
@@ -75,7 +75,7 @@ def be_called(port: int) -> None:
         first.accept()[0].close()
 
 
-def long_run(assignment: trainer_pb2.Assignment, machines: Machines) -> tuple[Recorder, list[subprocess.Popen[bytes]]]:
+def long_run(assignment: trainer_pb2.Assignment, machines: Machines) -> tuple[Recorder, list[warm.Process]]:
     """Let two machines begin a run that nobody waits for, and take some of its steps."""
     assignment.mechanism.steps = 8_000
     recorder = Recorder(assignment, ROWS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ import torch
 
 from murmura.api.dataset.v1 import dataset_service_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2
+from tests.support import warm
 from tests.support.launchers import until
 from tests.support.recorder import INTERVAL, JOB, ROWS, SECRET, STEPS, UNITS, Recorder, assigned, run
 
@@ -140,7 +140,7 @@ def test_sigterm_leaves_a_checkpoint_unless_the_job_is_to_stop(
     assignment.mechanism.steps = 8_000
     recorder = Recorder(assignment, ROWS)
 
-    def terminate(worker: subprocess.Popen[bytes]) -> None:
+    def terminate(worker: warm.Process) -> None:
         until(lambda: any(beat.completed_steps for beat in recorder.of(trainer_service_pb2.HeartbeatRequest)), 60)
         # Sums without noise go from one to the other, so they listen to nobody but this machine.
         ranks = psutil.Process(worker.pid).children()

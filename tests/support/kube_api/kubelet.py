@@ -16,11 +16,15 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from tests.support import warm
 from tests.support.kube_api.store import ApiError, Store, now
 
 _SUMMARY = "/dev/termination-log"
+
+
+Process: TypeAlias = asyncio.subprocess.Process | warm.Process
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Kubelet:
         self._store = store
         self._directory = directory
         self._running: dict[str, asyncio.Task[None]] = {}
-        self.processes: dict[str, asyncio.subprocess.Process] = {}
+        self.processes: dict[str, Process] = {}
         self._killed_for: dict[str, str] = {}
         self._node_of: dict[str, str] = {}
         self.tokens: dict[str, PodToken] = {}
@@ -133,25 +137,17 @@ class Kubelet:
             ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": "", "finishedAt": now()}
             self._set(pod, "Failed" if code else "Succeeded", {"terminated": ended})
             return
-        with (folder / "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *_command(container),
-                env=environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = await _started(_command(container), environment, folder / "log")
         self.processes[pod["metadata"]["uid"]] = process
         self._node_of[pod["metadata"]["uid"]] = pod["spec"]["nodeName"]
         self._set(pod, "Running", {"running": {"startedAt": now()}})
         deadline = pod["spec"].get("activeDeadlineSeconds")
         try:
             async with asyncio.timeout(deadline):
-                code = await process.wait()
+                code = await _ended(process)
         except TimeoutError:
             self.kill(pod, "DeadlineExceeded")
-            code = await process.wait()
+            code = await _ended(process)
         if pod["spec"]["nodeName"] in self.lost:
             return
         reason = self._killed_for.get(pod["metadata"]["uid"], "")
@@ -229,7 +225,31 @@ def _command(container: dict[str, Any]) -> list[str]:
     return [sys.executable if command == "python" else command, *arguments]
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
+async def _started(command: list[str], environment: dict[str, str], log: Path) -> Process:
+    if command == [sys.executable, "-m", "services.trainer.worker"]:
+        return warm.start(command[-1], environment, log, new_session=True)
+    with log.open("wb") as out:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+
+
+async def _ended(process: Process) -> int:
+    if isinstance(process, asyncio.subprocess.Process):
+        return await process.wait()
+    while (code := process.poll()) is None:
+        await asyncio.sleep(0.02)
+    return code
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()  # it may not lead its group yet
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
