@@ -33,7 +33,7 @@ class InferenceSettings(ServiceSettings):
     tenant_max_running: int = Field(64, ge=1, description="requests of one tenant that run at once")
     tenant_max_waiting: int = Field(512, ge=0, description="requests of one tenant that wait")
     engine_cpu_cache_gib: int = Field(1, ge=1, description="KV cache where there is no GPU")
-    structure_max_seconds: float = Field(1.0, gt=0, le=60, description="for a JSON schema or regex to be compiled")
+    structure_max_seconds: float = Field(1.0, gt=0, le=60, description="of a processor, for a JSON schema or regex")
     structure_max_memory_mib: int = Field(1024, ge=64, description="for the same")
     adapter_norm_bound: float = Field(
         1e4, gt=0, description="bound on the Frobenius norm of what an adapter adds to a matrix"

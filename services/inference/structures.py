@@ -2,8 +2,8 @@
 
 Eleven characters such as `(.?){30000}` keep a grammar compiler busy for ever, inside the engine that serves everyone.
 How much work an expression makes cannot be told from its text, so it is compiled, and followed for some tokens, in a
-process that may take a second of it and no more memory than it is given. What is refused there, or ends that process,
-is refused; what passes costs the engine as little as it cost there.
+process that may take a second of a processor and no more memory than it is given. What is refused there, or ends that
+process, is refused; what passes costs the engine as little as it cost there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import structlog
 
 from services.inference.engine import EngineRefused, Sampling
 
-_START_S = 120.0  # a busy machine imports slowly
+# A busy machine imports slowly, and gives a second of its processors over several.
+_START_S = 120.0
+_PATIENCE = 20
 _REMEMBERED = 1024
 _log = structlog.get_logger()
 
@@ -32,7 +34,7 @@ class Structures:
 
     Args:
         model: its directory: the tokenizer decides how much work a structure is.
-        seconds: that one may take.
+        seconds: of a processor that one may take.
         memory_mib: that one may take.
     """
 
@@ -103,17 +105,19 @@ class Structures:
         assert process.stdin is not None and process.stdout is not None  # noqa: S101  both were asked for
         try:
             process.stdin.write(json.dumps({"field": field, "text": text}).encode() + b"\n")
-            answer = await asyncio.wait_for(process.stdout.readline(), self._seconds)
+            answer = await asyncio.wait_for(process.stdout.readline(), _PATIENCE * self._seconds)
         except (TimeoutError, OSError):
             answer = b""
         if not answer:
             await self.close()
+        if answer not in (b"good\n", b"bad\n"):
             _log.warning("a structure was too much work", field=field)
         return answer == b"good\n"
 
     async def _start(self) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.inference.structures_sandbox", str(self._model), str(self._memory_mib)),
+            *(sys.executable, "-m", "services.inference.structures_sandbox"),
+            *(str(self._model), str(self._seconds), str(self._memory_mib)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,  # a compiler quotes what it does not understand

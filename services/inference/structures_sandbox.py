@@ -1,6 +1,7 @@
-"""`python -m services.inference.structures_sandbox MODEL MIB`: compile structures, follow each a little.
+"""`python -m services.inference.structures_sandbox MODEL SECONDS MIB`: compile structures, follow each a little.
 
-What takes too long is ended from outside; what takes too much memory ends itself. Answers `good` or `bad`, a line each.
+Each is tried in a fork of its own, which the system ends once it has taken too much processor time or memory: the next
+one finds everything imported. Answers `good`, `bad` or `ended`, a line each.
 """
 
 from __future__ import annotations
@@ -12,37 +13,58 @@ import signal
 import sys
 from typing import Any
 
+from services.common.memory import importing
 from services.inference.orphans import end_with_parent
 
 _FOLLOWED = 64  # tokens
 
 
-def main(model: str, mebibytes: int) -> None:
+def main(model: str, seconds: float, mebibytes: int) -> None:
     """Answer until standard input ends."""
-    end_with_parent(signal.SIGKILL)()
-    import xgrammar
-    from transformers import AutoConfig, AutoTokenizer
+    end = end_with_parent(signal.SIGKILL)
+    end()
+    with importing():
+        import torch  # noqa: F401 - or each fork would
+        import xgrammar
+        from transformers import AutoConfig, AutoTokenizer
 
     size = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config().vocab_size
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
     compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            end()
+            _limit(seconds, mebibytes)
+            os._exit(_try(xgrammar, compiler, json.loads(line), size))
+        _, status = os.waitpid(child, 0)
+        print("ended" if os.WIFSIGNALED(status) else "bad" if status else "good", flush=True)
+
+
+def _limit(seconds: float, mebibytes: int) -> None:
+    """Let this process end when it has taken more."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Ends a process that has not asked for the signal, whatever native code it is in.
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     if sys.platform.startswith("linux"):
         with open("/proc/self/statm") as pages:
             used = int(pages.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + (mebibytes << 20),) * 2)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            if job["field"] == "regex":
-                grammar = compiler.compile_regex(job["text"])
-            else:
-                grammar = compiler.compile_json_schema(job["text"], any_whitespace=False)
-            _follow(xgrammar, grammar, size)
-            print("good", flush=True)
-        except Exception:
-            print("bad", flush=True)
+
+
+def _try(xgrammar: Any, compiler: Any, job: dict[str, str], size: int) -> int:
+    """Return 0 if a structure can be kept, else 1."""
+    try:
+        if job["field"] == "regex":
+            grammar = compiler.compile_regex(job["text"])
+        else:
+            grammar = compiler.compile_json_schema(job["text"], any_whitespace=False)
+        _follow(xgrammar, grammar, size)
+    except Exception:
+        return 1
+    return 0
 
 
 def _follow(xgrammar: Any, grammar: Any, size: int) -> None:
@@ -67,4 +89,4 @@ def _bits() -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="the transformers engine keeps no prefixes"),
 ]
-PROMPT_TOKENS = 500
+PROMPT_TOKENS = 700
 _generator = random.Random(3)  # one for all: a prompt that came twice would be a guess that is right by accident
 
 

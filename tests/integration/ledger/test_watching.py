@@ -52,7 +52,7 @@ class Watched:
         request = pb.OpenAccountRequest(lineage="notes", epsilon=8, delta=1e-5, unlimited_allowed=True)
         self.call(self.stub.OpenAccount, request)
         request = pb.OpenAccountRequest(lineage="scans", epsilon=4, delta=1e-5)
-        request.unit.noise_multiplier, request.unit.sampling_probability = 0.6, 0.004
+        request.unit.noise_multiplier, request.unit.sampling_probability = 2.0, 0.02
         self.call(self.stub.OpenAccount, request)
         self.call(self.stub.CreateGrant, pb.CreateGrantRequest(account=NOTES, principal="ann", epsilon=4), "steward")
         first, second, third = (self.reserve(units) for units in (120_000, 50_000, 30_000))

@@ -10,14 +10,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from services.inference.engine import EngineRefused, Sampling
 from services.inference.structures import Structures
 from tests.support.random_models import make_base
 
-pytestmark = pytest.mark.skipif(
-    not importlib.util.find_spec("xgrammar"), reason="xgrammar comes with vLLM, which is not installed here"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not importlib.util.find_spec("xgrammar"), reason="xgrammar comes with vLLM, which is not installed here"
+    ),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 CATASTROPHE = Sampling(regex="(.?){30000}")
 
 
@@ -26,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("wide"), words=32_000)  # work grows with the vocabulary
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def structures(base: Path) -> AsyncIterator[Structures]:
     made = Structures(base)
     yield made
@@ -59,10 +63,12 @@ async def test_what_can_be_kept_passes_and_what_cannot_is_refused_by_name(struct
 )
 async def test_too_much_work_is_refused_in_time_and_the_next_is_tried(structures: Structures, bad: Sampling) -> None:
     await structures.check(Sampling(regex="a"), "ana")
+    process = structures._process
     started = time.monotonic()
     await refused(structures, bad)
     assert time.monotonic() - started < 5
     await structures.check(Sampling(regex="b"), "ana")
+    assert structures._process is process, "else whoever comes next would wait for its imports"
     started = time.monotonic()
     await refused(structures, bad)
     assert time.monotonic() - started < 0.1, "what was refused once is known"
@@ -107,13 +113,13 @@ async def test_whoever_leaves_gives_nobody_the_wrong_answer(structures: Structur
 
 
 async def test_a_tenant_waits_for_one_of_anothers_at_most(structures: Structures) -> None:
-    await structures.check(Sampling(regex="a"), "ana")
+    await structures.check(Sampling(regex="a"), "ana")  # it has started
     done: list[str] = []
 
     async def check(name: str, sampling: Sampling, tenant: str) -> None:
         await asyncio.gather(structures.check(sampling, tenant), return_exceptions=True)
         done.append(name)
 
-    flood = [check(f"ana {n}", Sampling(regex=f"(.?){{{30000 + n}}}"), "ana") for n in range(3)]
-    await asyncio.gather(*flood, check("bob", Sampling(regex="b"), "bob"))
+    flood = [check(f"ana {n}", Sampling(regex=f"(.?){{{31000 + n}}}"), "ana") for n in range(3)]
+    await asyncio.gather(*flood, check("bob", Sampling(regex="bob"), "bob"))
     assert done.index("bob") == 1
