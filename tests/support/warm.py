@@ -16,18 +16,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TypeAlias
-from unittest.mock import patch
 
 # Without polars, which starts a thread as it is imported: it would be missing in a fork.
 _SHARED = ["services.ledger.__main__", "services.trainer.__main__", "services.trainer.worker.session"]
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload([__name__, *_SHARED])
-# What counts when torch is loaded, which is before a process has an environment of its own.
-_LOADED_WITH = {"OMP_NUM_THREADS": "1"}
 # A start asks after all others, and of two threads that ask after one, one would not hear its exit code.
 _asking = threading.Lock()
 _living: set[Warm] = set()
@@ -46,7 +44,7 @@ class Warm:
     def __init__(self, module: str, environment: Mapping[str, str], log: Path, new_session: bool) -> None:
         self.args, self.environment = [sys.executable, "-m", module], dict(environment)
         self._process = _server.Process(target=_run, args=(module, self.environment, str(log), new_session))
-        with _asking, patch.dict(os.environ, _LOADED_WITH):
+        with _asking, _one_thread():
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -80,7 +78,8 @@ class Warm:
     def send_signal(self, number: int) -> None:
         """Send it a signal, if it is still there."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -103,7 +102,8 @@ def start(module: str, environment: Mapping[str, str], log: Path, new_session: b
         log: what it prints is added to it.
         new_session: whether it leads a session, and so a group of processes, of its own.
     """
-    if "PYTEST_VERSION" in os.environ and "MURMURA_TEST_COLD" not in os.environ:
+    # Elsewhere libraries that are loaded do not take a fork well.
+    if sys.platform == "linux" and "PYTEST_VERSION" in os.environ and "MURMURA_TEST_COLD" not in os.environ:
         return Warm(module, environment, log, new_session)
     with log.open("ab") as out:
         return subprocess.Popen(
@@ -126,6 +126,21 @@ def _end() -> None:
     """End what a test has left, or the tests would wait for it."""
     for process in living():
         process.kill()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Set what counts when torch is loaded, which the server does before a process has an environment of its own."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        # Nothing else of it is touched: other threads read it meanwhile.
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _run(module: str, environment: dict[str, str], log: str, new_session: bool) -> None:

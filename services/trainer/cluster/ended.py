@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from services.trainer.cluster.records import PodRecord
+from services.trainer.cluster.records import PodRecord, seconds
 from services.trainer.launcher import EVICTED, Observation
 
 _CAUSES = {"OOMKilled": "OUT_OF_MEMORY", "DeadlineExceeded": "RAN_TOO_LONG"}
+# Jobs and pods are watched apart, and that a Job has ended may be heard before how its pod did. Not for ever: where a
+# node is lost nobody says so.
+_LATE_S = 10.0
 
 
 def observed(job: dict[str, Any] | None, records: Mapping[str, PodRecord], now: float) -> Observation:
@@ -21,7 +24,9 @@ def observed(job: dict[str, Any] | None, records: Mapping[str, PodRecord], now: 
         now: seconds since the epoch.
     """
     over = sorted((record for record in records.values() if record.over), key=lambda record: record.ended)
-    has_ended = job is None or _is(job, "Failed") or _is(job, "Complete")
+    since = None if job is None else _since(job)
+    awaited = since is not None and now - since <= _LATE_S and len(over) < len(records)
+    has_ended = job is None or (since is not None and not awaited)
     gang = job is not None and job["spec"].get("completions", 1) > 1
     # Pods of a gang end together and none of them is replaced; of a pod alone only the last one was not.
     replaced = [] if gang else over[:-1] if has_ended else over
@@ -54,6 +59,9 @@ def _telling(over: Sequence[PodRecord]) -> PodRecord:
     return PodRecord()
 
 
-def _is(job: dict[str, Any], kind: str) -> bool:
+def _since(job: dict[str, Any]) -> float | None:
+    """Return since when a Job has ended, in seconds since the epoch; None where it has not."""
     conditions = job.get("status", {}).get("conditions") or []
-    return any(one["type"] == kind and one["status"] == "True" for one in conditions)
+    ends = (one for one in conditions if one["type"] in ("Failed", "Complete") and one["status"] == "True")
+    end = next(ends, None)
+    return None if end is None else seconds(end.get("lastTransitionTime"))

@@ -47,18 +47,19 @@ def record_of(pod: dict[str, Any]) -> PodRecord:
     status = pod.get("status", {})
     states = [one.get("state", {}) for one in status.get("containerStatuses") or []]
     ended = next((state["terminated"] for state in states if state.get("terminated")), None)
-    started = _seconds(status.get("startTime"))
+    started = seconds(status.get("startTime"))
     if status.get("phase") not in ("Succeeded", "Failed"):
         return PodRecord(any(state.get("running") for state in states), None, "", started)
     reason = status.get("reason") or (ended or {}).get("reason") or ""
     if any(one["type"] == "DisruptionTarget" and one["status"] == "True" for one in status.get("conditions") or []):
         reason = "Evicted"
     code = ended["exitCode"] if ended else None
-    at = _seconds((ended or {}).get("finishedAt")) or time.time()
+    at = seconds((ended or {}).get("finishedAt")) or time.time()
     return PodRecord(ended is not None, code, reason, started, max(at, started))
 
 
-def _seconds(stamp: str | None) -> float:
+def seconds(stamp: str | None) -> float:
+    """Return a time as the cluster writes it, in seconds since the epoch; 0 where there is none."""
     return datetime.fromisoformat(stamp).timestamp() if stamp else 0.0
 
 

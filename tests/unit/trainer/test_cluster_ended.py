@@ -20,7 +20,9 @@ PUSHED = PodRecord(True, 137, "Evicted", 10.0, 20.0)
 def job(nodes: int = 1, condition: str = "Failed") -> dict[str, Any]:
     made: dict[str, Any] = {"spec": {"completions": nodes}, "status": {}}
     if condition:
-        made["status"]["conditions"] = [{"type": condition, "status": "True"}]
+        made["status"]["conditions"] = [
+            {"type": condition, "status": "True", "lastTransitionTime": "1970-01-01T00:01:40Z"}
+        ]
     return made
 
 
@@ -54,3 +56,14 @@ def test_of_a_pod_alone_the_last_one_counts_and_those_before_were_replaced() -> 
     running = observed(job(condition=""), records(GONE, PodRecord(True, None, "", 50.0)), 100.0)
     assert (running.alive, running.replaced, running.died, running.node_seconds) == (True, 1, 1, 60.0)
     assert observed(None, records(PUSHED), 100.0).evicted
+
+
+def test_a_job_whose_end_is_heard_before_that_of_its_pod_is_waited_for() -> None:
+    """Else memory that ran out would be a death without a word, and be tried again."""
+    ended_at, running = 100.0, PodRecord(True, None, "", 10.0)
+    assert observed(job(), records(running), ended_at + 1).alive
+    assert observed(job(), records(NO_MEMORY), ended_at + 1).cause == "OUT_OF_MEMORY"
+    assert observed(job(2), records(DONE, running), ended_at + 1).alive
+    lost = observed(job(), records(running), ended_at + 60)
+    assert (lost.alive, lost.exit_code) == (False, None), "a node that is lost says nothing"
+    assert not observed(None, records(running), ended_at).alive
