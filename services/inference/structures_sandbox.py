@@ -24,7 +24,6 @@ def main(model: str, seconds: float, mebibytes: int) -> None:
     end = end_with_parent(signal.SIGKILL)
     end()
     with importing():
-        import torch  # noqa: F401 - or each fork would
         import xgrammar
         from transformers import AutoConfig, AutoTokenizer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from murmura import errors
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2
 from murmura.client import Client
+from tests.support import warm
 from tests.support.certificates import Authority
 from tests.support.deployment import BASE_MODEL, Cluster
 from tests.support.identity_provider import Provider
@@ -211,10 +211,9 @@ def test_a_service_does_not_start_where_others_could_pose_as_someone(site: Site,
     else:
         settings["TRUSTED_KEYS"] = str(site._identity.trusted_keys)
         said = "MURMURA_TRUSTED_KEYS: the key 'deployment' may issue"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
     ended = subprocess.run(
         [sys.executable, "-m", "services.ledger"],
-        env=environment | {f"MURMURA_{name}": value for name, value in settings.items()},
+        env=warm.environment(settings),
         capture_output=True,
         text=True,
         timeout=60,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from pathlib import Path
@@ -60,9 +59,7 @@ class Pair:
         }
         if service == "dataset" and "LEDGER_ENDPOINT" not in given:
             given["LEDGER_ENDPOINT"] = (self.state("ledger") / "listening").read_text().strip()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
-        environment |= {f"MURMURA_{name}": value for name, value in given.items()} | {"OMP_NUM_THREADS": "1"}
-        process = warm.start(f"services.{service}", environment, self.directory / f"{service}.log")
+        process = warm.start(f"services.{service}", warm.environment(given), self.directory / f"{service}.log")
         self._processes[service] = process
         deadline = time.monotonic() + START_S
         while not listening.exists() or not listening.read_text().endswith("\n"):

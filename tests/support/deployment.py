@@ -6,7 +6,6 @@ Services keep their ports, so that a test may kill one and start it again.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -95,9 +94,7 @@ class Cluster:
 
     def launch(self, service: str) -> warm.Process:
         """Start a service."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
-        environment = inherited | {f"MURMURA_{name}": value for name, value in self.settings(service).items()}
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = warm.environment(self.settings(service)) | {"HF_HUB_OFFLINE": "1"}
         self.processes[service] = warm.start(f"services.{service}", environment, self.log(service), new_session=True)
         return self.processes[service]
 

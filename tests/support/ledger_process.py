@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from murmura.api.ledger.v1 import ledger_service_pb2_grpc
@@ -34,9 +33,7 @@ class Ledger:
             "SERVICE_TOKEN_FILE": str(self._identity.token_file("service:ledger")),
             **settings,
         }
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
-        self._environment = inherited | {f"MURMURA_{name}": value for name, value in given.items()}
-        self._environment["OMP_NUM_THREADS"] = "1"
+        self._environment = warm.environment(given)
         self._process: warm.Process | None = None
 
     def launch(self) -> warm.Process:

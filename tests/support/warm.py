@@ -93,6 +93,16 @@ class Warm:
 Process: TypeAlias = Warm | subprocess.Popen[bytes]
 
 
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process that is told these settings, and none of the tests' own.
+
+    Args:
+        settings: by their names without the prefix.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
+    return inherited | {f"MURMURA_{name}": value for name, value in settings.items()} | {"OMP_NUM_THREADS": "1"}
+
+
 def start(module: str, environment: Mapping[str, str], log: Path, new_session: bool = False) -> Process:
     """Start a module as a process.
 

@@ -48,7 +48,7 @@ def audited(
 def test_an_audit_of_a_model_without_privacy_finds_the_leak(bundled: Path, tmp_path: Path) -> None:
     audit = audited(tmp_path, bundled, noise_multiplier=-1.0, steps=130, batch_size=16)
     assert (audit.canaries, audit.others) == (100, OTHERS)
-    assert 25 < audit.planted < 75
+    assert 30 < audit.planted < 70
     assert audit.guesses > 25
     # As many are guessed to take part as not to; where the coins fell otherwise, so many guesses have to be wrong.
     assert audit.guesses - audit.correct_guesses <= abs(audit.planted - audit.canaries / 2)

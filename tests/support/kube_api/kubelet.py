@@ -249,9 +249,9 @@ async def _ended(process: Process) -> int:
 
 def _kill(process: Process) -> None:
     with contextlib.suppress(ProcessLookupError):
-        process.kill()  # it may not lead its group yet
-    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()  # where it does not lead its group yet
 
 
 def _field(pod: dict[str, Any], path: str) -> str:

@@ -194,7 +194,7 @@ def show_account(account: ledger_pb2.Account, parts: str = "") -> None:
 def _without_privacy(account: ledger_pb2.Account) -> str:
     count, principals = account.unlimited_jobs, ", ".join(account.unlimited_principals)
     allowed = ("allowed" + (f" for {principals}" if principals else "")) if account.unlimited_allowed else "not allowed"
-    return f"{count} job{'' if count == 1 else 's'} recorded, {allowed}"
+    return f"{counted(count, 'job')} recorded, {allowed}"
 
 
 def show_result(job: trainer_pb2.TrainingJob) -> None:
