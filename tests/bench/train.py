@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.trainer.worker.data import Row, Unit, pad
 from services.trainer.worker.engine import PrivateRun, TrainingSettings
-from services.trainer.worker.execution import Execution, fitted
+from services.trainer.worker.execution import Execution, expect_any_shape, fitted
 from services.trainer.worker.loss import sequence_losses
 from services.trainer.worker.streams import RunKey
 
@@ -55,6 +55,7 @@ class Case:
         shape: of the Llama.
         length: tokens of a row in the even case.
         rounds: how often each contender takes its turn.
+        sentences: rows of a step where they have the lengths of real sentences; with a few, a GPU is idle.
     """
 
     device: str
@@ -62,6 +63,7 @@ class Case:
     shape: dict[str, int]
     length: int
     rounds: int
+    sentences: int = ROWS
 
 
 CPU = Case(
@@ -78,6 +80,7 @@ GPU = Case(
     {"vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "heads": 32},
     length=512,
     rounds=15,
+    sentences=64,
 )
 
 
@@ -95,7 +98,8 @@ def model_of(case: Case) -> Any:
     )
     # On a CPU the plain attention is the faster one, for every contender.
     config._attn_implementation = "eager" if case.device == "cpu" else "sdpa"
-    base = LlamaForCausalLM(config).to(case.dtype).requires_grad_(False).to(case.device)
+    with torch.device(case.device):
+        base = LlamaForCausalLM(config).to(case.dtype).requires_grad_(False)
     return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=32, target_modules="all-linear"))
 
 
@@ -120,13 +124,13 @@ def murmura(case: Case, packed: bool) -> Step:
         steps=10**6, expected_batch_units=ROWS, sampling_probability=1.0, noise_multiplier=1.0, max_length=2048
     )
     model = model_of(case)
-    units = [Unit((Row.of(range(8)),))] * ROWS
+    units = [Unit((Row.of(range(8)),))] * max(ROWS, case.sentences)
     run = PrivateRun(model, units, settings, RunKey(bytes(32)), fitted(model, case.length, Execution(packed=packed)))
     if run._packed is not packed:
         raise RuntimeError("this model cannot be packed")
 
     def step(rows: Rows) -> None:
-        run._units = [Unit((row,)) for row in rows]
+        run._units = [Unit((row,)) for row in rows] + [Unit(())] * (len(units) - len(rows))
         run.step()
 
     return step
@@ -197,7 +201,7 @@ def phee_rows(case: Case, number: int) -> list[Row]:
     generator = np.random.default_rng(number)
     histogram = {int(length): count for length, count in json.loads(LENGTHS.read_text())["lengths"].items()}
     chances = np.array(list(histogram.values()), float)
-    drawn = generator.choice(list(histogram), ROWS, p=chances / chances.sum())
+    drawn = generator.choice(list(histogram), case.sentences, p=chances / chances.sum())
     return [Row.of(generator.integers(8, case.shape["vocab_size"], length)) for length in drawn]
 
 
@@ -255,6 +259,7 @@ def main() -> int:
     parser.add_argument("--peak", choices=PEERS, help="print the peak memory of one contender, in bytes")
     options = parser.parse_args()
     case = GPU if torch.cuda.is_available() else CPU
+    expect_any_shape(torch.device(case.device))  # as a worker does; for all contenders alike
     if options.peak:
         print(peak_bytes(options.peak, case))
         return 0
@@ -268,7 +273,7 @@ def main() -> int:
     for title in (
         f"tokens/s, {case.length} each",
         "÷ plain",
-        "tokens/s, PHEE lengths",
+        f"tokens/s, {case.sentences} of PHEE's",
         "÷ plain",
         "peak MiB",
         "÷ plain",

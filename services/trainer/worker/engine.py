@@ -28,7 +28,7 @@ from services.trainer.worker.probe import public_units, rows_are_apart, same_gra
 from services.trainer.worker.ranks import Ranks
 from services.trainer.worker.runs import OnStep, check_moved, finish, restore, snapshot
 from services.trainer.worker.sampling import PoissonSampler
-from services.trainer.worker.streams import RunKey
+from services.trainer.worker.streams import NormalLanes, RunKey
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class PrivateRun:
         self._gradients = UnitGradients(model)
         self._attention = PackedAttention()
         self._sampler = PoissonSampler(key.stream("sampling"), len(units), settings.sampling_probability)
-        self._noise = GaussianNoise(key.stream("noise"), settings.noise_multiplier * settings.clipping_norm)
+        self._noise = GaussianNoise(NormalLanes(key, "noise"), settings.noise_multiplier * settings.clipping_norm)
         self._optimizer = torch.optim.Adam(
             self._gradients.parameters, lr=settings.learning_rate, betas=settings.adam_betas
         )
@@ -135,6 +135,8 @@ class PrivateRun:
 
     def step(self) -> None:
         """Take one logical step. An empty sample adds its noise and moves the model like any other."""
+        if self._ranks.first:
+            self._noise.begin(sum(parameter.numel() for parameter in self._gradients.parameters))
         # Every rank draws the whole sample and takes its share: the draw does not depend on how many ranks there are.
         sampled = arranged(self._units[index] for index in self._sampler.draw() if self._ranks.owns(index))
         totals = self._ranks.total(self._sum_of_clipped(sampled), self._noise.add_)
@@ -152,8 +154,7 @@ class PrivateRun:
         for start in range(0, len(sampled), together):
             gradients = self._collect(sampled[start : start + together], self._packed)
             bounded = clipped_sum(gradients, settings.clipping_norm, settings.clipping)
-            for total, part in zip(totals, bounded, strict=True):
-                total.add_(part)
+            torch._foreach_add_(totals, bounded)
         return totals
 
     def _collect(self, units: Sequence[Unit], packed: bool) -> list[Tensor]:

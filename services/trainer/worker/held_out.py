@@ -16,7 +16,7 @@ from services.trainer.worker.batches import micro_batches
 from services.trainer.worker.data import Unit
 from services.trainer.worker.loss import IGNORED, token_losses
 from services.trainer.worker.noise import GaussianNoise
-from services.trainer.worker.streams import KeyedStream
+from services.trainer.worker.streams import NormalLanes
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def noisy_sums(
     units: Sequence[Unit],
     bound: float,
     noise_multiplier: float,
-    stream: KeyedStream,
+    normals: NormalLanes,
     micro_batch_tokens: int = 2048,
     pause: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
@@ -40,7 +40,7 @@ def noisy_sums(
         units: every slot of the held-out frame.
         bound: where a unit's loss is cut, in nats per token.
         noise_multiplier: standard deviation of the noise over `evaluation.UNIT_NORM`.
-        stream: of the noise; used by nothing else.
+        normals: of the noise; used by nothing else.
         micro_batch_tokens: tokens of one forward.
         pause: called after each unit; what it raises ends the measurement, of which nothing is then released.
     """
@@ -49,7 +49,7 @@ def noisy_sums(
     for unit in units:
         total += torch.tensor(share(unit_loss(model, unit, micro_batch_tokens), bound), dtype=torch.float64)
         pause()
-    loss, count = GaussianNoise(stream, noise_multiplier * UNIT_NORM).add_(total).tolist()
+    loss, count = GaussianNoise(normals, noise_multiplier * UNIT_NORM).add_(total).tolist()
     return float(loss), float(count)
 
 

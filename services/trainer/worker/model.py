@@ -16,6 +16,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from services.trainer.worker.execution import expect_any_shape
+
 ALL_LINEAR = "all-linear"
 
 
@@ -77,6 +79,7 @@ def load_base(location: str, device: torch.device | None = None, dtype: torch.dt
         BaseModelError: if it cannot be loaded, or its tokenizer does not fit it.
     """
     device = device or default_device()
+    expect_any_shape(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location)
         model = AutoModelForCausalLM.from_pretrained(

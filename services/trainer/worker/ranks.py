@@ -69,7 +69,7 @@ class Ranks:
 
         Args:
             parts: float64 tensors of the same shapes on every rank.
-            noised: changes each sum in place; called on the first rank only, in order.
+            noised: changes the sums in place, all of them laid out in one; called on the first rank only, once.
 
         Returns:
             Tensors of those shapes, bit for bit the same on every rank.
@@ -77,22 +77,17 @@ class Ranks:
         Raises:
             RankLost: here as in every other exchange, if a rank is gone.
         """
-        if self.count == 1:
-            for part in parts:
-                noised(part)
-            return list(parts)
         flat = torch.cat([part.flatten() for part in parts])
-        with _together():
-            dist.reduce(flat, dst=0)
-        sums = [
-            piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)
-        ]
+        if self.count > 1:
+            with _together():
+                dist.reduce(flat, dst=0)
         if self.first:
-            for piece in sums:
-                noised(piece)
-        with _together():
-            dist.broadcast(flat, src=0)
-        return sums
+            noised(flat)
+        if self.count > 1:
+            with _together():
+                dist.broadcast(flat, src=0)
+        pieces = flat.split([part.numel() for part in parts])
+        return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
     def highest(self, value: int) -> int:
         """Return the highest of what the ranks say; every rank must ask."""

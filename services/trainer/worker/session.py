@@ -41,7 +41,7 @@ from services.trainer.worker.ranks import RankLost, Ranks
 from services.trainer.worker.rows import Received, RowsUnavailable, read_call, read_rows
 from services.trainer.worker.runs import Run
 from services.trainer.worker.saving import INTERVAL_S, Evicted, Origin, Saver, Stopped
-from services.trainer.worker.streams import RunKey
+from services.trainer.worker.streams import NormalLanes, RunKey
 from services.trainer.worker.summary import Summary
 from services.trainer.worker.text import Encoder, TextFormatError, encoder
 from services.trainer.worker.wire import Token, connect, patiently
@@ -224,7 +224,7 @@ class Session:
             grouped(held_out, wanted.unit_count, "held-out rows"),
             wanted.loss_bound,
             wanted.noise_multiplier,
-            origin.key.stream("evaluation"),
+            NormalLanes(origin.key, "evaluation"),
             origin.execution.micro_batch_tokens,
             pause,
         )

@@ -9,7 +9,9 @@ or shifted by, another.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +63,10 @@ class KeyedStream:
         """Return `count` standard normals in double precision, shape (count,)."""
         return self._generator.standard_normal(count)
 
+    def fill_normal(self, room: NDArray[np.float64]) -> None:
+        """Fill an array with standard normals; other threads run meanwhile."""
+        self._generator.standard_normal(out=room)
+
     def shuffled(self, count: int) -> NDArray[np.int64]:
         """Return a uniform permutation of `range(count)`: the order of `count` 64-bit integers."""
         return np.argsort(self.uint64(count), kind="stable")
@@ -79,3 +85,72 @@ class KeyedStream:
             for name, value in state["s"].items()
         }
         self._bits.state = state | {"s": inner}
+
+
+class NormalLanes:
+    """Standard normals from several independent streams at once, drawn ahead of need.
+
+    A GPU takes a step in less time than one core needs for its noise, which depends on nothing that the step computes.
+    So it is drawn while the step is under way, by as many threads as there are lanes. Which lane a place belongs to
+    follows from the count alone: the draws are the same on any machine.
+
+    Args:
+        key: of the run.
+        purpose: of the noise; each lane is a stream of its own under it.
+    """
+
+    LANES = 8
+
+    def __init__(self, key: RunKey, purpose: str) -> None:
+        self._streams = [key.stream(f"{purpose}/{lane}") for lane in range(self.LANES)]
+        self._threads = ThreadPoolExecutor(min(self.LANES, os.cpu_count() or 1), "noise")
+        self._room = np.empty(0)
+        self._begun: list[Future[None]] = []
+        self._count = 0
+
+    def begin(self, count: int) -> None:
+        """Begin to draw `count` normals, over whatever was taken last.
+
+        Raises:
+            RuntimeError: if what was begun before has not been taken: noise is drawn once and used once.
+        """
+        if self._begun:
+            raise RuntimeError("noise that was drawn has not been used")
+        if len(self._room) < count:
+            self._room = np.empty(count)  # kept between steps: fresh pages cost more than the draws
+        self._count = count
+        edges = [count * lane // self.LANES for lane in range(self.LANES + 1)]
+        self._begun = [
+            self._threads.submit(stream.fill_normal, self._room[start:stop])
+            for stream, start, stop in zip(self._streams, edges, edges[1:], strict=False)
+        ]
+
+    def take(self, count: int) -> NDArray[np.float64]:
+        """Return `count` normals, shape (count,); to be copied or used up before the next `begin`.
+
+        Raises:
+            RuntimeError: if another count was begun.
+        """
+        if not self._begun:
+            self.begin(count)
+        if count != self._count:
+            raise RuntimeError(f"noise was drawn for {self._count} numbers, not for {count}")
+        for lane in self._begun:
+            lane.result()
+        self._begun = []
+        return self._room[:count]
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return the position and key of each stream; as secret as the key.
+
+        Raises:
+            RuntimeError: if something was begun and not taken: the positions are then those of no step.
+        """
+        if self._begun:
+            raise RuntimeError("the noise of a step is being drawn")
+        return [stream.state_dict() for stream in self._streams]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Go back to a saved position; the next draws repeat bit by bit."""
+        for stream, saved in zip(self._streams, state, strict=True):
+            stream.load_state_dict(saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from services.trainer.worker.engine import PrivateRun, TrainingSettings
 from services.trainer.worker.streams import RunKey
 
 VOCABULARY = 61
-
+# `make test-gpu` says cuda: what is proven of the engine is then proven of it on a GPU.
+DEVICE = torch.device(os.environ.get("MURMURA_TEST_DEVICE", "cpu"))
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -94,7 +96,7 @@ def make_model() -> Callable[..., Any]:
         base = _base(family, "eager" if family == "gemma2" else attention).to(dtype)
         if dtype == torch.float64:
             _keep_double(base)
-        base.requires_grad_(False)
+        base.requires_grad_(False).to(DEVICE)
         options = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear", **lora}
         model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
         if not fresh:
@@ -153,7 +155,7 @@ def update_of() -> Callable[[PrivateRun], torch.Tensor]:
         parameters = run._gradients.parameters
         run._optimizer.step = lambda: given.extend(p.grad.flatten() for p in parameters)  # type: ignore[method-assign,assignment]
         run.step()
-        return torch.cat(given)
+        return torch.cat(given).cpu()
 
     return update
 
@@ -168,12 +170,12 @@ def unit_loop() -> Callable[..., torch.Tensor]:
         for unit in units:
             total = [torch.zeros_like(p) for p in parameters]
             for row in unit.rows:
-                ids = torch.from_numpy(row.ids)[None]
+                ids = torch.from_numpy(row.ids)[None].to(DEVICE)
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
                 loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
                 for part, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
                     part += gradient / len(unit.rows)
             found.append(torch.cat([part.flatten() for part in total]))
-        return torch.stack(found)
+        return torch.stack(found).cpu()
 
     return loop

@@ -26,7 +26,7 @@ LENGTHS = [[5, 9, 2], [12], [], [7, 7], [30, 3, 4, 5], [40]]
 
 
 def trained(model) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).cpu()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,14 +13,14 @@ from services.trainer.evaluation import UNIT_NORM, share
 from services.trainer.worker.data import Row, Unit
 from services.trainer.worker.held_out import noisy_sums, unit_loss
 from services.trainer.worker.loss import IGNORED
-from services.trainer.worker.streams import KeyedStream, RunKey
+from services.trainer.worker.streams import NormalLanes, RunKey
 
 LENGTHS = [[5, 9, 2], [12], [], [7, 7], [30, 3, 4]]
 BOUND = 6.0
 
 
-def stream(number: int = 0) -> KeyedStream:
-    return RunKey(bytes([number] * 32)).stream("evaluation")
+def normals(number: int = 0) -> NormalLanes:
+    return NormalLanes(RunKey(bytes([number] * 32)), "evaluation")
 
 
 def reference(model: Any, unit: Unit) -> float | None:
@@ -44,7 +44,7 @@ def test_sums_without_noise_are_those_of_a_loop(make_model: Callable[..., Any], 
     for unit in units:
         expected = reference(model, unit)
         assert unit_loss(model, unit) == (None if expected is None else pytest.approx(expected, rel=1e-9))
-    losses, count = noisy_sums(model, units, BOUND, 0.0, stream())
+    losses, count = noisy_sums(model, units, BOUND, 0.0, normals())
     assert count == 5
     assert losses == pytest.approx(sum(share(reference(model, unit), BOUND)[0] for unit in units), abs=1e-5)
 
@@ -57,11 +57,11 @@ def test_leaving_a_unit_out_changes_exactly_what_it_adds(make_model: Callable[..
         embedding.weight[3] = torch.nan
         embedding.weight[4] = 1e30
     units += [Unit((Row.of([11, 3, 12, 13]),)), Unit((Row.of([11, 4, 12, 13]), Row.of([20, 21, 22])))]
-    whole = np.array(noisy_sums(model, units, BOUND, 2.0, stream()))
+    whole = np.array(noisy_sums(model, units, BOUND, 2.0, normals()))
     assert np.isfinite(whole).all()
     for index in range(len(units)):
         without = [*units[:index], Unit(()), *units[index + 1 :]]
-        change = whole - np.array(noisy_sums(model, without, BOUND, 2.0, stream()))
+        change = whole - np.array(noisy_sums(model, without, BOUND, 2.0, normals()))
         added = share(unit_loss(model, units[index]), BOUND)
         assert np.linalg.norm(added) <= UNIT_NORM
         # Both results lie on the noise's lattice, 2^-16 of its standard deviation or finer.
@@ -70,7 +70,7 @@ def test_leaving_a_unit_out_changes_exactly_what_it_adds(make_model: Callable[..
 
 def test_noise_is_gaussian_of_the_right_scale_and_drawn_once_for_each_sum(make_model: Callable[..., Any]) -> None:
     model, nobody = make_model(), [Unit(()) for _ in range(3)]
-    draws, noise = stream(1), 3.0
+    draws, noise = normals(1), 3.0
     found = np.array([noisy_sums(model, nobody, BOUND, noise, draws) for _ in range(3000)])
     scale = noise * UNIT_NORM
     assert found.std(axis=0) == pytest.approx([scale, scale], rel=5 / np.sqrt(2 * 3000))
@@ -84,4 +84,4 @@ def test_a_pause_may_end_it(make_model: Callable[..., Any], make_units: Any) -> 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        noisy_sums(make_model(), make_units(LENGTHS), BOUND, 1.0, stream(), pause=pause)
+        noisy_sums(make_model(), make_units(LENGTHS), BOUND, 1.0, normals(), pause=pause)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from services.trainer.worker.noise import GaussianNoise
 from services.trainer.worker.sampling import PoissonSampler
-from services.trainer.worker.streams import KeyedStream, RunKey
+from services.trainer.worker.streams import KeyedStream, NormalLanes, RunKey
 
 
 def draws(key, units=200, probability=0.13, count=3000) -> np.ndarray:
@@ -57,46 +57,70 @@ def test_edge_probabilities(key):
 
 
 def test_noise_is_standard_normal_times_its_deviation(key):
-    drawn = GaussianNoise(key.stream("noise"), 2.5).add_(torch.zeros(200_000, dtype=torch.float64))
+    drawn = GaussianNoise(NormalLanes(key, "noise"), 2.5).add_(torch.zeros(200_000, dtype=torch.float64))
     assert stats.kstest(drawn.numpy() / 2.5, "norm").pvalue > 1e-4
 
 
 def test_noise_is_fresh_and_is_added(key):
-    noise = GaussianNoise(key.stream("noise"), 1.0)
+    noise = GaussianNoise(NormalLanes(key, "noise"), 1.0)
     first = noise.add_(torch.full((10, 3), 100.0, dtype=torch.float64)) - 100
     second = noise.add_(torch.full((10, 3), 100.0, dtype=torch.float64)) - 100
     assert 0 < first.abs().max() < 10
     assert abs(np.corrcoef(first.flatten(), second.flatten())[0, 1]) < 0.9
 
 
+def test_lanes_of_noise_are_unrelated(key):
+    drawn = NormalLanes(key, "noise").take(8 * 10_000).reshape(8, -1)
+    assert np.abs(np.corrcoef(drawn)[np.triu_indices(8, 1)]).max() < 5 / np.sqrt(10_000)
+    assert len(np.unique(drawn)) == drawn.size
+
+
+def test_noise_that_was_begun_is_what_is_added(key):
+    noise, other = (GaussianNoise(NormalLanes(key, "noise"), 1.0) for _ in range(2))
+    for count in (17, 5, 33):
+        noise.begin(count)
+        assert torch.equal(*(one.add_(torch.zeros(count, dtype=torch.float64)) for one in (noise, other)))
+
+
+def test_noise_is_drawn_once_and_used_once(key):
+    noise = GaussianNoise(NormalLanes(key, "noise"), 1.0)
+    noise.begin(5)
+    with pytest.raises(RuntimeError, match="has not been used"):
+        noise.begin(5)
+    with pytest.raises(RuntimeError, match="is being drawn"):
+        noise.state_dict()
+    with pytest.raises(RuntimeError, match="for 5 numbers, not for 6"):
+        noise.add_(torch.zeros(6, dtype=torch.float64))
+
+
 def test_noise_is_refused_in_single_precision(key):
     with pytest.raises(TypeError, match="double"):
-        GaussianNoise(key.stream("noise"), 1.0).add_(torch.zeros(3))
+        GaussianNoise(NormalLanes(key, "noise"), 1.0).add_(torch.zeros(3))
 
 
 @pytest.mark.parametrize("deviation", [1e-9, 0.3, 1.0, 2.5, 1e6])
 def test_a_noised_sum_lies_on_a_lattice_coarser_than_its_rounding(key, deviation):
-    noise = GaussianNoise(key.stream("noise"), deviation)
+    noise = GaussianNoise(NormalLanes(key, "noise"), deviation)
     assert deviation / 2**17 <= noise.spacing <= deviation / 2**16
     generator = torch.Generator().manual_seed(1)
     parts = deviation * torch.randn(300, 2000, dtype=torch.float64, generator=generator)
     # The same summands in another order: different last bits, which must not show.
     one, other = parts.cumsum(0)[-1], parts.flip(0).cumsum(0)[-1]
     assert not torch.equal(one, other)
-    released = [GaussianNoise(key.stream("noise"), deviation).add_(total.clone()) for total in (one, other)]
+    released = [GaussianNoise(NormalLanes(key, "noise"), deviation).add_(total.clone()) for total in (one, other)]
     assert torch.equal(*released)
     assert torch.equal(released[0] / noise.spacing, (released[0] / noise.spacing).round())
 
 
 def test_without_noise_nothing_is_rounded(key):
     total = torch.tensor([1 / 3], dtype=torch.float64)
-    assert GaussianNoise(key.stream("noise"), 0.0).add_(total.clone()) == total
+    assert GaussianNoise(NormalLanes(key, "noise"), 0.0).add_(total.clone()) == total
 
 
 @pytest.mark.parametrize("deviation", [-1.0, float("inf"), float("nan")])
 def test_senseless_noise_is_refused(key, deviation):
     with pytest.raises(ValueError, match="standard deviation"):
-        GaussianNoise(key.stream("noise"), deviation)
+        GaussianNoise(NormalLanes(key, "noise"), deviation)
 
 
 def test_streams_of_two_purposes_or_keys_are_unrelated(key):
@@ -127,7 +151,7 @@ def test_a_key_is_random_and_never_shown():
 @pytest.mark.parametrize("taken", [0, 1, 7, 33])
 def test_sampler_and_noise_resume_bit_by_bit(key, taken):
     sampler = PoissonSampler(key.stream("sampling"), 37, 0.4)
-    noise = GaussianNoise(key.stream("noise"), 1.0)
+    noise = GaussianNoise(NormalLanes(key, "noise"), 1.0)
     for _ in range(taken):
         sampler.draw()
         noise.add_(torch.zeros(taken, dtype=torch.float64))
@@ -137,7 +161,7 @@ def test_sampler_and_noise_resume_bit_by_bit(key, taken):
 
     other = RunKey.generate()
     sampler = PoissonSampler(other.stream("sampling"), 37, 0.4)
-    noise = GaussianNoise(other.stream("noise"), 1.0)
+    noise = GaussianNoise(NormalLanes(other, "noise"), 1.0)
     sampler.load_state_dict(saved[0])
     noise.load_state_dict(saved[1])
     assert all(np.array_equal(sampler.draw(), drawn) for drawn in expected)
