@@ -126,6 +126,7 @@ class EngineSettings:
         max_running: most requests that run at once.
         max_queue: most requests that wait in the engine; 0 sets no limit.
         max_logprobs: most log-probabilities in each place that anybody may be granted.
+        gpu_memory: share of the GPU's memory that an engine takes, weights and KV cache together.
         cpu_cache_gib: memory for the KV cache where there is no GPU.
         scratch: a directory of this service alone; None takes a temporary one.
     """
@@ -138,6 +139,7 @@ class EngineSettings:
     max_running: int = 128
     max_queue: int = 256
     max_logprobs: int = 0
+    gpu_memory: float = 0.9
     cpu_cache_gib: int = 1
     scratch: Path | None = None
 

@@ -32,6 +32,9 @@ class InferenceSettings(ServiceSettings):
     )
     tenant_max_running: int = Field(64, ge=1, description="requests of one tenant that run at once")
     tenant_max_waiting: int = Field(512, ge=0, description="requests of one tenant that wait")
+    engine_gpu_memory: float = Field(
+        0.9, gt=0, le=1, description="share of a GPU's memory for each engine; what else uses the GPU needs the rest"
+    )
     engine_cpu_cache_gib: int = Field(1, ge=1, description="KV cache where there is no GPU")
     structure_max_seconds: float = Field(1.0, gt=0, le=60, description="of a processor, for a JSON schema or regex")
     structure_max_memory_mib: int = Field(1024, ge=64, description="for the same")
@@ -67,6 +70,7 @@ class InferenceSettings(ServiceSettings):
             max_running=self.engine_max_running,
             max_queue=self.engine_max_queue,
             max_logprobs=self.engine_max_logprobs,
+            gpu_memory=self.engine_gpu_memory,
             cpu_cache_gib=self.engine_cpu_cache_gib,
             scratch=self.state_dir / "engine",
         )

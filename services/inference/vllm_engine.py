@@ -105,6 +105,8 @@ class VllmEngine:
             arguments |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
             arguments["max_loras"] += 1  # the zeros
             arguments["max_cpu_loras"] += 1
+        else:
+            arguments["gpu_memory_utilization"] = self._settings.gpu_memory
         config = AsyncEngineArgs(**arguments).create_engine_config()
         # Only now: vLLM sets the method to spawn while it makes its configuration.
         if on_cpu and threading.active_count() == 1:

@@ -3,7 +3,7 @@
     python -m tests.bench.results [NAME …] [--write-only]
 
 What a bench printed is kept in `results.json` beside it, with the machine and the day, so that one bench can be run
-again without the others.
+again without the others. What a machine with a GPU showed is kept beside what one without showed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.bench.bars import BENCHES, Figure
 
 HERE = Path(__file__).parent
 KEPT, PAGE = HERE / "results.json", HERE / "RESULTS.md"
+_ON_GPU = " on a GPU"
 _HEAD = """# What the benches showed
 
 `make bench` runs all of them and writes this page; `make bench ONLY="ledger train"` runs some and keeps the rest. Each
@@ -45,7 +46,7 @@ def main() -> int:
         if done.returncode or not lines:
             failed.append(name)
             continue
-        kept[name] = {
+        kept[name + _ON_GPU * _has_gpu()] = {
             "figures": json.loads(lines[-1]),
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "minutes": round((time.monotonic() - began) / 60, 1),
@@ -64,32 +65,37 @@ def machine() -> str:
         models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         name = models[0].partition(":")[2].strip() if models else name
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{len(os.sched_getaffinity(0))} cores of {name}, {memory:.0f} GiB, {_accelerator()}, {platform.system()}"
+    return f"{len(os.sched_getaffinity(0))} cores of {name}, {memory:.0f} GiB, {accelerator()}, {platform.system()}"
 
 
-def _accelerator() -> str:
+def accelerator() -> str:
+    """Return the name of this machine's GPU, or that it has none."""
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    return torch.cuda.get_device_name(0) if _has_gpu() else "no GPU"
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def page(kept: dict[str, Any]) -> str:
     """Return the page; what falls short of its bar comes first."""
     short, tables = [], []
-    for name, figures in BENCHES.items():
-        if name not in kept:
-            continue
-        run = kept[name]
-        rows = []
+    runs = [(name, where) for name in BENCHES for where in ("", _ON_GPU) if name + where in kept]
+    for name, where in runs:
+        figures, run, rows = BENCHES[name], kept[name + where], []
         for figure in figures:
             value = figure.of(run["figures"])
             met = figure.met(value)
             rows.append(_row(figure.title, figure.peer, _shown(value), figure.bar(), "yes" if met else "**no**"))
             if not met:
-                short.append(_short(name, figure, value))
+                short.append(_short(name + where, figure, value))
         minutes = f"{run['minutes']:g} minutes" if run["minutes"] else "minutes not noted"
         tables.append(
-            f"\n## `make bench-{name}`\n\n{run['date']}, {minutes}, {run['machine']}.\n\n"
+            f"\n## `make bench-{name}`{where}\n\n{run['date']}, {minutes}, {run['machine']}.\n\n"
             + _row("figure", "beside", "measured", "bar", "met")
             + _row("---", "---", "---", "---", "---")
             + "".join(rows)

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from murmura.api.inference.v1 import inference_service_pb2_grpc
 from services.common.tokens import mint
 
-READY_TIMEOUT_S = 120
+READY_TIMEOUT_S = 300  # on a GPU an engine compiles first
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -17,12 +17,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def make_base(directory: Path, /, words: int = 0, **config: Any) -> Path:
+def make_base(
+    directory: Path, /, words: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32, **config: Any
+) -> Path:
     """Write a Llama whose every text is ASCII: a token for a character, and a first one.
 
     Args:
         directory: where.
         words: more entries of the vocabulary, which a text never becomes and the model may say.
+        device: that makes its weights; a GPU makes large ones in seconds.
+        dtype: of its weights.
         **config: what replaces members of its configuration, that of 50 000 parameters.
     """
     printable = [chr(code) for code in range(33, 127)] + ["\u0120"]  # as byte-level BPE writes them
@@ -52,21 +56,24 @@ def make_base(directory: Path, /, words: int = 0, **config: Any) -> Path:
         pad_token_id=2,
         **chosen | config,
     )
-    LlamaForCausalLM(made).save_pretrained(directory)
+    with torch.device(device):
+        LlamaForCausalLM._from_config(made, dtype=dtype).save_pretrained(directory)
     return directory
 
 
 def make_adapter(base: Path, directory: Path, seed: int, rank: int = 4) -> Path:
     """Write a PEFT directory whose matrices are random, so that it changes every output."""
-    model = LlamaForCausalLM.from_pretrained(base)
+    with torch.device("meta"):  # shapes are all that is wanted of it
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(base))
     config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS))
-    peft = get_peft_model(model, config)
+    peft = get_peft_model(model, config, low_cpu_mem_usage=True)
     random = torch.Generator().manual_seed(seed)
-    for name, parameter in peft.named_parameters():
-        if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=random) * 0.2
-    peft.save_pretrained(directory, save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)
+    empty = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    weights = {name: torch.randn(tensor.shape, generator=random) * 0.2 for name, tensor in empty.items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(weights, directory / "adapter_model.safetensors", {"format": "pt"})
+    config.base_model_name_or_path, config.inference_mode = str(base), True
+    config.save_pretrained(str(directory))
     return directory
 
 
