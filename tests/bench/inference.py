@@ -69,7 +69,7 @@ GPU = Case(
     "cuda",
     torch.bfloat16,
     dict(zip(_SHAPE, (4096, 14336, 32, 32, 8), strict=True)),
-    rounds={1: 12, 16: 5, 64: 5},
+    rounds={1: 8, 16: 4, 64: 4},
     requests={1: 1, 16: 48, 64: 192},
 )
 WORDS = 32_000
