@@ -53,7 +53,7 @@ class Scale:
 
 
 TEMPLATE = "{name} ({number}) suffers from |a {word} form of {word} {word}"
-FULL = Scale("phee", 2900, records.TRAINING_ROWS, 3, None, Canaries(TEMPLATE, count=240, rows=6))
+FULL = Scale("phee", 2900, records.TRAINING_ROWS, 3, None, Canaries(TEMPLATE, count=240, rows=4))
 QUICK = Scale("phee-quick", 520, 400, 4, 4, Canaries(TEMPLATE, count=100, rows=4))
 
 

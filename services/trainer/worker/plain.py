@@ -1,8 +1,8 @@
 """Ordinary LoRA fine-tuning, without privacy, for the jobs that a steward's policy allows it to.
 
 It exists to be compared with: same adapter, same data, the customary recipe (shuffled mini-batches of rows of similar
-length, AdamW, a learning rate that rises briefly and falls to nothing).
-What it trains remembers rows and can recite them, which is why the ledger calls such a job unlimited.
+length, AdamW, gradients of at most norm 1, a learning rate that rises briefly and falls to nothing). What it trains
+remembers rows and can recite them, which is why the ledger calls such a job unlimited.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from services.trainer.worker.loss import sequence_losses
 from services.trainer.worker.runs import OnStep, check_moved, finish, restore, snapshot
 
 WARMUP = 0.05
+# Of a mini-batch, not of a row: this is for stability and bounds nothing that a row can do.
+LARGEST_NORM = 1.0
 # So many mini-batches are filled from one lot of rows sorted by length: little padding, and still a good shuffle.
 _LOT = 50
 
@@ -81,6 +83,7 @@ class PlainRun:
         input_ids, labels = pad(next(self._batches), self._trained[0].device)
         logits = self._model(input_ids=input_ids, use_cache=False).logits
         sequence_losses(logits, labels).mean().backward()
+        torch.nn.utils.clip_grad_norm_(self._trained, LARGEST_NORM)
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
