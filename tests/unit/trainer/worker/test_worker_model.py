@@ -158,6 +158,22 @@ def test_plain_training_that_moves_nothing_is_an_error(location, monkeypatch):
         train_plain(add_adapter(base, LoraSettings()), rows, PlainSettings(steps=1))
 
 
+def test_the_gradient_of_a_plain_mini_batch_is_bounded(location, monkeypatch):
+    base = load_base(location, CPU, torch.float32)
+    model = add_adapter(base, LoraSettings(rank=4, alpha=4000.0))
+    run = plain.PlainRun(model, plain_rows(base.tokenizer, TEXTS, 64), PlainSettings(steps=2, batch_rows=2))
+    norms = []
+
+    def norm() -> None:
+        norms.append(float(torch.cat([p.grad.flatten() for p in run._trained]).norm()))
+
+    monkeypatch.setattr(run._optimizer, "step", norm)
+    run.step()
+    monkeypatch.setattr(plain, "LARGEST_NORM", float("inf"))
+    run.step()
+    assert norms[0] <= 1.0001 < norms[1]
+
+
 @pytest.mark.parametrize("count", [1, 12, 13, 1300])
 def test_plain_batches_hold_every_row_once_per_pass(count):
     lengths = np.random.default_rng(3).permutation(count) + 2
