@@ -49,6 +49,7 @@ class Ranks:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         meeting: dict[str, Any] = {}
         if path := os.environ.get(MEETING):
             meeting = {"init_method": f"file://{path}", "rank": int(os.environ["RANK"]), "world_size": count}
@@ -118,6 +119,12 @@ class Ranks:
             dist.broadcast(said, src=0)
             return bytes(said.cpu().tolist())
 
+    def left(self) -> Ranks:
+        """Return this process as the only one of its run: what the others computed with is its own now."""
+        if self.count > 1:
+            _take_cores(1)
+        return Ranks()
+
     def leave(self) -> None:
         """Take leave of the others, after the last exchange."""
         if self.count > 1:
@@ -126,6 +133,12 @@ class Ranks:
     @staticmethod
     def _device() -> torch.device:
         return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _take_cores(processes: int) -> None:
+    """Compute with this process's share of the machine's cores; torch's launcher leaves one to each process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // processes))
 
 
 @contextmanager

@@ -165,7 +165,7 @@ class Session:
         if not private:
             if not ranks.first:
                 return None, None  # an ordinary fine-tune has no shares
-            ranks = Ranks()
+            ranks = ranks.left()
         base = load_base(assignment.base_model_location)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
         # Before the rows are there: what fits must not depend on them.
@@ -210,10 +210,11 @@ class Session:
         ranks.leave()
         if not ranks.first:
             return None, None
+        alone = ranks.left()
         save_adapter(model, out, assignment.base_model.removeprefix("baseModels/"))
 
         def pause() -> None:
-            saver.heed(run, origin, Ranks(), beats, self._evicted)
+            saver.heed(run, origin, alone, beats, self._evicted)
 
         # After it was saved: what is attacked is what will be published.
         audit = planting.audit(model, assignment.audit_delta, pause) if planting else None

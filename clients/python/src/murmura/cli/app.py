@@ -52,12 +52,21 @@ def up(
         typer.Option(help="NAME=PATH or NAME=HUB-ID of a causal LM; may be repeated."),
     ] = None,
     engine: Annotated[str, typer.Option(help="Inference engine: auto, vllm or transformers.")] = "auto",
+    worker_processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Processes of each worker: one for each GPU, or for each core where there is none. They share a "
+            "private fine-tune, and each holds the base model.",
+        ),
+    ] = 1,
 ) -> None:
     """Start Murmura on this machine: four services, state in one directory. Run it again to restart what died."""
     from murmura.local import deployment
     from murmura.local.layout import Layout
 
-    layout = Layout(state, _models(base_model or []), engine)
+    layout = Layout(state, _models(base_model or []), engine, worker_processes)
     statuses = deployment.up(layout, base_port, report=typer.echo)
     _show_status(statuses)
     typer.echo("Murmura is up. Next: `murmura datasets`, or Client() in Python; `murmura down` stops it.")

@@ -27,11 +27,13 @@ class Layout:
         directory: usually `.murmura` in the working directory.
         base_models: public name to local path or hub id.
         engine: `auto`, `vllm` or `transformers`.
+        worker_processes: of each worker; they share a private fine-tune.
     """
 
     directory: Path
     base_models: dict[str, str] = field(default_factory=dict)
     engine: str = "auto"
+    worker_processes: int = 1
 
     @property
     def profile(self) -> Path:
@@ -76,10 +78,11 @@ class Layout:
             "ARTIFACTS": str((self.directory / "artifacts").resolve()),
             "SIGNING_KEY_FILE": str(identity.trainer_key.resolve()),
             "ENGINE": self.engine,
+            "WORKER_PROCESSES": str(self.worker_processes),
         }
         if service != "trainer":
-            # Only the trainer signs: the others get the public halves.
-            del settings["SIGNING_KEY_FILE"]
+            # Only the trainer signs, so the others get the public halves, and starts workers.
+            del settings["SIGNING_KEY_FILE"], settings["WORKER_PROCESSES"]
         for name, endpoint in endpoints.items():
             settings[f"{name.upper()}_ENDPOINT"] = endpoint
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MURMURA_")}
