@@ -53,7 +53,8 @@ _HTTP = partial(
     Figure,
     peer="vLLM's HTTP server",
     tried="On two shared cores the three ways differ by less than what one of them differs from run to run. Tried: all "
-    "three at once, taking turns prompt by prompt. Not tried: more rounds, more cores, a GPU.",
+    "three at once, taking turns prompt by prompt; a GPU, on which the three engines started and the time with it was "
+    "over. Not tried: more rounds, more cores.",
 )
 _ECHO = "a bare grpc.aio echo of the same messages"
 _PLAIN = "plain LoRA (PEFT), same model and rows"
