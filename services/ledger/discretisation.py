@@ -101,6 +101,11 @@ def lower_gains(sigma: float, probability: float, direction: AdjacencyType, inte
     for index in np.flatnonzero((sunk <= 0)[1:-1]) + 1:
         inward = index + 1 if index < zero else index - 1
         dots[inward] = min(dots[inward], exact.gains[index])
+    # So, too, where the profile reaches zero within its outermost cell: that cell's outer dot cannot sink at all.
+    high = cells.chords(dots, cells.meeting) > cells.support(cells.meeting)
+    for end, inward in ((0, 1), (-1, -2)):
+        if high[end]:
+            dots[inward] = min(dots[inward], exact.gains[end])
     x = exact.x
     dots = np.append(_convex_minorant(x[: zero + 1], dots[: zero + 1])[:-1], _convex_minorant(x[zero:], dots[zero:]))
     least = np.maximum(1 - x, 0.0)

@@ -20,5 +20,5 @@ def api(tmp_path: Path) -> Iterator[KubeApi]:
 
 
 @pytest.fixture
-def cluster(api: KubeApi, tmp_path: Path) -> Cluster:
+def kubernetes(api: KubeApi, tmp_path: Path) -> Cluster:
     return Cluster(NAMESPACE, api.kubeconfig(tmp_path / "kubeconfig"))

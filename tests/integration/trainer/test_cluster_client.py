@@ -14,63 +14,63 @@ from tests.support.kube_api.server import NAMESPACE, KubeApi
 from tests.support.launchers import until
 
 
-def test_a_slip_in_a_field_is_refused_and_not_dropped(cluster: Cluster) -> None:
+def test_a_slip_in_a_field_is_refused_and_not_dropped(kubernetes: Cluster) -> None:
     wrong = job()
     wrong["spec"]["backofLimit"] = 3
     with pytest.raises(Exception, match="backofLimit"):
-        cluster.create(wrong)
+        kubernetes.create(wrong)
 
 
-def test_what_exists_already_is_said_so_and_what_does_not_is_nothing(cluster: Cluster) -> None:
-    cluster.create(job())
+def test_what_exists_already_is_said_so_and_what_does_not_is_nothing(kubernetes: Cluster) -> None:
+    kubernetes.create(job())
     with pytest.raises(ClusterError) as caught:
-        cluster.create(job())
+        kubernetes.create(job())
     assert caught.value.code == 409
-    assert cluster.get("Job", "tj-none-a1") is None
+    assert kubernetes.get("Job", "tj-none-a1") is None
 
 
-def test_a_cluster_that_is_busy_is_asked_again_when_it_says(api: KubeApi, cluster: Cluster) -> None:
+def test_a_cluster_that_is_busy_is_asked_again_when_it_says(api: KubeApi, kubernetes: Cluster) -> None:
     api.faults.refusals = [(429, "TooManyRequests", 1), (503, "ServiceUnavailable", 0)]
     start = time.monotonic()
-    cluster.create(job())
+    kubernetes.create(job())
     assert time.monotonic() - start > 0.5  # half of the second that it wished for, and more
     assert api.names("jobs") == [objects.name("a" * 16, 1)]
 
 
 def test_a_refusal_is_not_asked_again(api: KubeApi, tmp_path: Path) -> None:
-    cluster = Cluster(NAMESPACE, api.kubeconfig(tmp_path / "other", {("batch", "jobs", "list")}))
+    refused = Cluster(NAMESPACE, api.kubeconfig(tmp_path / "other", {("batch", "jobs", "list")}))
     with pytest.raises(ClusterError) as caught:
-        cluster.create(job())
+        refused.create(job())
     assert caught.value.code == 403
     assert [verb for verb, *_ in api.requests] == []
 
 
-def test_another_object_of_the_same_name_is_left_alone(api: KubeApi, cluster: Cluster) -> None:
-    first = cluster.create(job())
-    cluster.delete("Job", first)
+def test_another_object_of_the_same_name_is_left_alone(api: KubeApi, kubernetes: Cluster) -> None:
+    first = kubernetes.create(job())
+    kubernetes.delete("Job", first)
     until(lambda: not api.names("jobs"))
-    cluster.create(job())
-    cluster.delete("Job", first)  # late
+    kubernetes.create(job())
+    kubernetes.delete("Job", first)  # late
     [second] = api.all("jobs")
     assert "deletionTimestamp" not in second["metadata"]
 
 
-def test_a_finalizer_is_removed_only_as_it_was_seen(api: KubeApi, cluster: Cluster) -> None:
+def test_a_finalizer_is_removed_only_as_it_was_seen(api: KubeApi, kubernetes: Cluster) -> None:
     body = job()
     body["metadata"]["finalizers"] = ["example.com/stuck"]
-    made = cluster.create(body)
-    cluster.delete("Job", made)
+    made = kubernetes.create(body)
+    kubernetes.delete("Job", made)
     until(lambda: "deletionTimestamp" in api.all("jobs")[0]["metadata"])
-    seen = cluster.get("Job", made["metadata"]["name"])
+    seen = kubernetes.get("Job", made["metadata"]["name"])
     assert seen is not None
     stale = {"metadata": seen["metadata"] | {"finalizers": ["example.com/other"]}}
-    cluster.release("Job", stale)
+    kubernetes.release("Job", stale)
     assert len(api.names("jobs")) == 1
 
     def released() -> bool:
         # Again and again, as a trainer does: the garbage collector takes its own finalizer off meanwhile.
-        if found := cluster.get("Job", made["metadata"]["name"]):
-            cluster.release("Job", found)
+        if found := kubernetes.get("Job", made["metadata"]["name"]):
+            kubernetes.release("Job", found)
         return not api.names("jobs")
 
     until(released)

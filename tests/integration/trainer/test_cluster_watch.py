@@ -17,9 +17,11 @@ from tests.support.launchers import until
 
 
 @pytest.fixture
-def watched(cluster: Cluster) -> Iterator[tuple[Watched, list[tuple[str, bool]]]]:
+def watched(kubernetes: Cluster) -> Iterator[tuple[Watched, list[tuple[str, bool]]]]:
     told: list[tuple[str, bool]] = []
-    made = Watched(cluster, "Job", "", "", lambda found, gone: told.append((found["metadata"]["name"], gone)), 60.0, 2)
+    made = Watched(
+        kubernetes, "Job", "", "", lambda found, gone: told.append((found["metadata"]["name"], gone)), 60.0, 2
+    )
     made.start()
     assert made.ready(10)
     yield made, told
@@ -30,20 +32,20 @@ def names(watched: Watched) -> set[str]:
     return {found["metadata"]["name"] for found in watched.all()}
 
 
-def test_it_hears_of_what_comes_and_goes(cluster: Cluster, watched: Any) -> None:
+def test_it_hears_of_what_comes_and_goes(kubernetes: Cluster, watched: Any) -> None:
     seen, told = watched
-    made = cluster.create(job())
+    made = kubernetes.create(job())
     name = made["metadata"]["name"]
     until(lambda: names(seen) == {name})
-    cluster.delete("Job", made)
+    kubernetes.delete("Job", made)
     until(lambda: names(seen) == set())
     assert (name, False) in told
     assert told[-1] == (name, True)
 
 
-def test_what_was_missed_while_the_server_was_away_is_found(api: KubeApi, cluster: Cluster, watched: Any) -> None:
+def test_what_was_missed_while_the_server_was_away_is_found(api: KubeApi, kubernetes: Cluster, watched: Any) -> None:
     seen, _ = watched
-    gone = cluster.create(job("b" * 16))
+    gone = kubernetes.create(job("b" * 16))
     until(lambda: len(names(seen)) == 1)
     api.down()
     api.do(lambda: api.store.remove("jobs", api.store.get("jobs", NAMESPACE, gone["metadata"]["name"])))
@@ -53,14 +55,16 @@ def test_what_was_missed_while_the_server_was_away_is_found(api: KubeApi, cluste
     until(lambda: names(seen) == {objects.name("c" * 16, 1)})
 
 
-def test_a_watch_that_falls_silent_is_noticed(api: KubeApi, cluster: Cluster, watched: Any, monkeypatch: Any) -> None:
+def test_a_watch_that_falls_silent_is_noticed(
+    api: KubeApi, kubernetes: Cluster, watched: Any, monkeypatch: Any
+) -> None:
     """A server that has frozen does not even end a watch. Reading ends by itself, a little after the watch should."""
     seen, _ = watched
     monkeypatch.setattr("services.trainer.cluster.client._READ_S", 1.0)
     api.faults.drop_watches()
     time.sleep(0.3)
     api.faults.watches_stalled = True
-    cluster.create(job("d" * 16))
+    kubernetes.create(job("d" * 16))
     time.sleep(0.3)
     assert names(seen) == set()
     api.faults.drop_watches()
