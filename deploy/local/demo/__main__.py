@@ -56,8 +56,8 @@ def main() -> int:
 def worker_processes() -> int:
     """Return in how many processes a worker trains soonest.
 
-    Two cores share a private fine-tune of the bundled model in two processes half as fast again as in two threads; the
-    quick one is over before they are up.
+    Cores share a private fine-tune of the bundled model better in as many processes than in as many threads; the quick
+    one is over before they are up.
     """
     return 1 if shutil.which("nvidia-smi") else min(4, os.cpu_count() or 1)
 

@@ -59,12 +59,8 @@ class KeyedStream:
         drawn: NDArray[np.uint64] = self._bits.random_raw(count)
         return drawn
 
-    def normal(self, count: int) -> NDArray[np.float64]:
-        """Return `count` standard normals in double precision, shape (count,)."""
-        return self._generator.standard_normal(count)
-
     def fill_normal(self, room: NDArray[np.float64]) -> None:
-        """Fill an array with standard normals; other threads run meanwhile."""
+        """Fill an array with standard normals in double precision; other threads run meanwhile."""
         self._generator.standard_normal(out=room)
 
     def shuffled(self, count: int) -> NDArray[np.int64]:

@@ -11,8 +11,17 @@ import pytest
 
 from services.trainer.cluster import objects
 from services.trainer.cluster.client import RULES, Cluster
-from services.trainer.launcher import Refused
-from tests.support.launchers import small_kubernetes, until
+from services.trainer.launcher import Refused, WorkOrder
+from tests.support.launchers import Place, small_kubernetes, until
+
+
+def started(place: Place, **settings: Any) -> tuple[Any, WorkOrder]:
+    """Return a launcher and an attempt that stays, on a node that is there."""
+    assert place.api is not None
+    place.api.add_node("node")
+    launcher, order = place.launcher("stay", **settings), place.order()
+    launcher.ensure(order)
+    return launcher, order
 
 
 def test_a_job_that_is_there_is_adopted_and_one_made_otherwise_is_not(tmp_path: Path) -> None:
@@ -77,10 +86,7 @@ def test_a_trainer_without_rights_says_so(tmp_path: Path) -> None:
 
 def test_an_image_that_cannot_be_pulled_is_waited_for_and_then_given_up(tmp_path: Path) -> None:
     with small_kubernetes(tmp_path, image="missing/worker:1", image_wait_s=1.0) as place:
-        assert place.api is not None
-        place.api.add_node("node")
-        launcher, order = place.launcher("stay"), place.order()
-        launcher.ensure(order)
+        launcher, order = started(place)
         until(lambda: "its image, which cannot be pulled" in launcher.observe(order.job_id, 1).waiting)
         found = until(lambda: (seen := launcher.observe(order.job_id, 1)).cause and seen)
         assert (found.cause, found.alive) == ("IMAGE_UNAVAILABLE", False)
@@ -88,20 +94,14 @@ def test_an_image_that_cannot_be_pulled_is_waited_for_and_then_given_up(tmp_path
 
 def test_pods_that_run_too_long_are_ended_by_the_cluster(tmp_path: Path) -> None:
     with small_kubernetes(tmp_path) as place:
-        assert place.api is not None
-        place.api.add_node("node")
-        launcher, order = place.launcher("stay", running_limit_s=1.0), place.order()
-        launcher.ensure(order)
+        launcher, order = started(place, running_limit_s=1.0)
         found = until(lambda: not (seen := launcher.observe(order.job_id, 1)).alive and seen)
         assert found.cause == "RAN_TOO_LONG"
 
 
 def test_what_a_foreign_finalizer_holds_is_freed_in_the_end(tmp_path: Path) -> None:
     with small_kubernetes(tmp_path) as place:
-        assert place.api is not None
-        place.api.add_node("node")
-        launcher, order = place.launcher("stay", stuck_s=0.5), place.order()
-        launcher.ensure(order)
+        launcher, order = started(place, stuck_s=0.5)
         [pod] = until(lambda: [one for one in place.api.all("pods") if one["status"]["phase"] == "Running"])
         place.api.do(
             lambda: place.api.store.update(
@@ -118,11 +118,9 @@ def test_what_a_foreign_finalizer_holds_is_freed_in_the_end(tmp_path: Path) -> N
 
 def test_an_attempt_is_not_evicted_for_ever(tmp_path: Path) -> None:
     with small_kubernetes(tmp_path, most_pods=2) as place:
+        launcher, order = started(place)
         api = place.api
         assert api is not None
-        api.add_node("node")
-        launcher, order = place.launcher("stay"), place.order()
-        launcher.ensure(order)
         for count in range(3):
             running = until(lambda: [p for p in api.all("pods") if p["status"]["phase"] == "Running"])
             if count < 2:

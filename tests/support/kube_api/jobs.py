@@ -9,10 +9,10 @@ from services.trainer.cluster.settings import ClusterSettings
 from services.trainer.launcher import WorkOrder
 from tests.support.kube_api.server import NAMESPACE
 
-SETTINGS = ClusterSettings(image="murmura/worker:test", namespace=NAMESPACE, fake_gpu=True)
+_SETTINGS = ClusterSettings(image="murmura/worker:test", namespace=NAMESPACE, fake_gpu=True)
 
 
 def job(job_id: str = "a" * 16, attempt: int = 1) -> dict[str, Any]:
     """Return the Job of an attempt."""
     order = WorkOrder(f"trainingJobs/{job_id}", job_id, attempt, "")
-    return objects.job(order, SETTINGS, {}, ["true"], 60)
+    return objects.job(order, _SETTINGS, {}, ["true"], 60)

@@ -11,10 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from services.trainer.worker import processes
-from services.trainer.worker.ranks import MEETING
+from services.trainer.worker.ranks import MEETING, Ranks
 
 
 @pytest.fixture
@@ -85,3 +86,12 @@ def test_a_worker_that_has_begun_nothing_leaves_at_once_and_in_good_order(count:
     environment = os.environ | {"MURMURA_PROCESSES": count}
     told = [sys.executable, "-c", TOLD_TO_LEAVE_WHILE_IT_IMPORTS]
     assert subprocess.run(told, env=environment, timeout=60, check=False).returncode == 75
+
+
+def test_who_is_left_computes_with_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert (Ranks(0, 2).left().count, taken) == (1, [6])
+    Ranks().left()
+    assert taken == [6], "a process that was alone keeps what it was given"
