@@ -54,7 +54,7 @@ class Scale:
 
 TEMPLATE = "{name} ({number}) suffers from |a {word} form of {word} {word}"
 FULL = Scale("phee", 2900, records.TRAINING_ROWS, 3, None, Canaries(TEMPLATE, count=240, rows=4))
-QUICK = Scale("phee-quick", 520, 400, 4, 4, Canaries(TEMPLATE, count=100, rows=4))
+QUICK = Scale("phee-quick", 520, 400, 6, 4, Canaries(TEMPLATE, count=100, rows=2))
 
 
 def preprocess(data: str) -> str:
