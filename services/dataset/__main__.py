@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import Field, FilePath, field_validator, model_validator
 from murmura.api.dataset.v1 import dataset_service_pb2_grpc
 from services.common.config import ServiceSettings
 from services.common.ledger import Ledger, Witness
+from services.common.loop import run
 from services.common.memory import keep_freed
 from services.common.server import Lifecycle, serve
 from services.common.upstream import Upstream
@@ -115,4 +115,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    run(main())

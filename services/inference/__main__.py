@@ -13,6 +13,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from services.common.loop import run
 from services.inference.engine import Engine, EngineDead, choose, make
 from services.inference.settings import InferenceSettings
 
@@ -131,4 +132,4 @@ async def _watch(engines: dict[str, Engine], lifecycle: Lifecycle) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    run(main())

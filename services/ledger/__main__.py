@@ -10,6 +10,7 @@ import grpc
 from prometheus_client import REGISTRY
 
 from murmura.api.ledger.v1 import ledger_service_pb2_grpc
+from services.common.loop import run
 from services.common.server import Lifecycle, serve
 from services.ledger.journal import JournalBroken, Store, StoreUnusable
 from services.ledger.metrics import LedgerCollector
@@ -69,4 +70,4 @@ def open_store(settings: LedgerSettings) -> Store:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    run(main())

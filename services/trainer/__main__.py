@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from services.common.ledger import Ledger, Witness
+from services.common.loop import run
 from services.common.redis_checks import RedisUnusable
 from services.common.redis_settings import PREFIX_PATTERN, StoreSettings
 from services.common.requests import frame_digest
@@ -211,4 +212,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    run(main())
