@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 # A piece has about so many bytes; a single row may have more.
 PIECE_BYTES = 1 << 20
@@ -42,9 +43,18 @@ def batch(rows: pl.DataFrame) -> pa.RecordBatch:
     return pa.record_batch(arrays, names=rows.columns)
 
 
-def stream(rows: pl.DataFrame) -> bytes:
-    """Return rows as an Arrow stream of one batch."""
-    return b"".join(parts(batch(rows)))
+def lengths(texts: pa.StringArray) -> NDArray[np.int32]:
+    """Return how many bytes each text has, from its offsets alone, and 0 where it is missing; shape (rows,)."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int32, count=len(texts) + 1, offset=4 * texts.offset)
+    found: NDArray[np.int32] = np.diff(offsets)
+    if texts.null_count:
+        found[texts.is_null().to_numpy(zero_copy_only=False)] = 0
+    return found
+
+
+def full(column: pa.Array) -> bool:
+    """Say whether a column holds texts and none of them is empty or missing."""
+    return pa.types.is_string(column.type) and bool(lengths(column).all())
 
 
 def parts(batch: pa.RecordBatch) -> list[Any]:
@@ -75,9 +85,9 @@ class _Parts:
         """Do nothing."""
 
 
-def batch_of(plain: bytes) -> pa.RecordBatch:
+def batch_of(stream: bytes | memoryview) -> pa.RecordBatch:
     """Return the one batch of an Arrow stream; shares its memory."""
-    return pa.ipc.open_stream(plain).read_next_batch()
+    return pa.ipc.open_stream(stream).read_next_batch()
 
 
 def frame(batch: pa.RecordBatch) -> pl.DataFrame:

@@ -10,7 +10,6 @@ from functools import lru_cache
 import grpc
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from murmura.api.dataset.v1 import dataset_pb2
@@ -124,24 +123,32 @@ class Catalogue:
         with _opening(described):
             return self.vault.derived(described.storage_id, f"checkpoint/{job}")
 
-    def read(self, described: Described, text_column: str, completion_column: str = "") -> Generator[pa.RecordBatch]:
-        """Yield the rows of a frame in batches of about a mebibyte.
-
-        Args:
-            described: the frame.
-            text_column: becomes `text`.
-            completion_column: becomes `completion`; empty where there is none.
+    def columns(self, described: Described, text_column: str, completion_column: str = "") -> reading.Columns:
+        """Choose the columns of a frame that are sent to a worker.
 
         Raises:
-            MurmuraError: if the text column is missing or no text, or the rows cannot be opened.
+            MurmuraError: if one is missing or no text.
         """
-        kept = {"text": text_column} | ({"completion": completion_column} if completion_column else {})
-        for column in kept.values():
+        for column in filter(None, (text_column, completion_column)):
             check_text_column(described.shape, column)
-        columns = tuple(schema_of(described.dataset))
-        slots, units = described.shape.slots, described.units
+        stored = tuple(schema_of(described.dataset))
+        return reading.columns_of(described.operations, stored, text_column, completion_column)
+
+    def read(self, described: Described, columns: reading.Columns) -> Generator[bytes]:
+        """Yield columns of a frame as serialised messages of about a mebibyte.
+
+        Raises:
+            MurmuraError: if the rows cannot be opened.
+        """
         with _opening(described):
-            yield from reading.read(self.vault, described.storage_id, columns, described.operations, slots, units, kept)
+            yield from reading.read(
+                self.vault,
+                described.storage_id,
+                columns,
+                described.operations,
+                described.shape.slots,
+                described.units,
+            )
 
     def require_openable(self, described: Described) -> None:
         """Refuse what could not be read, before anything is set aside for reading it.

@@ -23,7 +23,6 @@ from services.common.tokens import Principal
 from services.dataset import policies, registration
 from services.dataset.catalogue import Catalogue, holder_away, may_use
 from services.dataset.keys import HolderAway
-from services.dataset.outgoing import messages
 from services.dataset.queries import Queries
 from services.dataset.registration import Prepared
 from services.dataset.registry import OtherLineage
@@ -151,11 +150,16 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         worker = current_principal()
         purpose = _purpose(worker.claims, request.frame)
         described = await asyncio.to_thread(self._catalogue.describe, request.frame, worker)
+        columns = self._catalogue.columns(described, request.text_column, request.completion_column)
         await self._require_pending(worker.claims, f"{purpose}reservation", described.dataset)
         key = await asyncio.to_thread(self._catalogue.checkpoint_key, described, str(worker.claims.get("job", "")))
-        yield pb.ReadRowsResponse(unit_count=described.unit_count, checkpoint_key=key)
-        rows = self._catalogue.read(described, request.text_column, request.completion_column)
-        async for message in ahead(messages(rows)):
+        yield pb.ReadRowsResponse(
+            unit_count=described.unit_count,
+            checkpoint_key=key,
+            text_field=columns.text,
+            completion_field=columns.completion,
+        )
+        async for message in ahead(self._catalogue.read(described, columns)):
             yield message
 
     async def QueryStatistic(self, request: pb.QueryStatisticRequest, context: Any) -> pb.QueryStatisticResponse:

@@ -23,11 +23,11 @@ async def whole(function: Callable[..., T], *arguments: Any) -> T:
 
 
 async def ahead(items: Generator[T], most: int = 4) -> AsyncIterator[T]:
-    """Yield what a generator makes, ahead of what is taken, and close it at the end.
+    """Yield what a generator makes, ahead of what is taken where that takes long, and close it at the end.
 
-    What takes long is made in a thread. Where items turn out to be quick, going to a thread and back for each takes
-    longer than making it: the next one is made on the event loop while the last one is sent, for as long as they stay
-    quick. A disk that is slow for once holds up other calls for one item. The first is always made in a thread: it
+    What takes long is made in a thread, while what was made before is sent. Where items turn out to be quick, going to
+    a thread and back for each takes longer than making it: the next one is made on the event loop, for as long as they
+    stay quick. A disk that is slow for once holds up other calls for one item. The first is always made in a thread: it
     opens things.
 
     Args:
@@ -36,13 +36,13 @@ async def ahead(items: Generator[T], most: int = 4) -> AsyncIterator[T]:
     """
     step = _in_thread(items, 1)
     try:
-        while True:
-            made, quick = await asyncio.shield(step)
-            if not made:
-                return
-            step = asyncio.ensure_future(_here(items)) if quick else _in_thread(items, most)
+        made, quick = await asyncio.shield(step)
+        while made:
+            if not quick:
+                step = _in_thread(items, most)
             for item in made:
                 yield item
+            made, quick = _some(items, 1) if quick else await asyncio.shield(step)
     finally:
         await _end(step)
         items.close()
@@ -50,10 +50,6 @@ async def ahead(items: Generator[T], most: int = 4) -> AsyncIterator[T]:
 
 def _in_thread(items: Generator[T], most: int) -> asyncio.Future[tuple[list[T], bool]]:
     return asyncio.ensure_future(asyncio.to_thread(_some, items, most))
-
-
-async def _here(items: Generator[T]) -> tuple[list[T], bool]:
-    return _some(items, 1)
 
 
 def _some(items: Generator[T], most: int) -> tuple[list[T], bool]:

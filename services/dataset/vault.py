@@ -2,14 +2,17 @@
 
 The data key is random, encrypts the rows piece by piece, and lies beside them wrapped by a key that the operator holds
 (`keys.py`). Erasing the wrapped key erases the dataset, backups of the rows included. The key of the lineages is
-wrapped the same way. A piece is an Arrow stream of about a mebibyte: neither writing nor reading holds more.
+wrapped the same way. A piece holds about a mebibyte of rows: neither writing nor reading holds more. Each of its
+columns is a part of its own, so that a reader decrypts those alone that it needs, and is sealed as the message in which
+it is sent to a worker. The first part says of each column whether it may be sent so.
 """
 
 from __future__ import annotations
 
 import hmac
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from services.common.files import create, settle, sync, write
-from services.dataset import batches, sealing
+from services.dataset import batches, outgoing, sealing
 from services.dataset.keys import FileKeys, Keys
 from services.dataset.lineage import Fingerprint
 from services.dataset.sealing import Sealed, new_key
@@ -59,31 +62,37 @@ class Vault:
         return Incoming(self._rows(storage_id), self._key(storage_id), storage_id, self._keys)
 
     def read(self, storage_id: str, slots: range | None = None) -> Iterator[pl.DataFrame]:
-        """Decrypt rows, a piece at a time, in their order; arguments and errors as for `batches`."""
-        yield from map(batches.frame, self.batches(storage_id, slots))
+        """Decrypt rows, a piece at a time, in their order; arguments and errors as for `pieces`."""
+        for piece in self.pieces(storage_id, slots):
+            yield batches.frame(piece.batch())
 
-    def batches(self, storage_id: str, slots: range | None = None) -> Iterator[pa.RecordBatch]:
-        """Decrypt rows, a piece at a time, in their order, and do nothing else with them.
+    def pieces(
+        self, storage_id: str, slots: range | None = None, columns: Collection[int] | None = None
+    ) -> Iterator[Piece]:
+        """Decrypt columns, a piece at a time, in the order of their rows, and do nothing else with them.
 
         Args:
             storage_id: where they are.
-            slots: which of them; by default all.
+            slots: of which rows; by default of all.
+            columns: the numbers of those to decrypt; by default all.
 
         Raises:
             Sealed: if the wrapping key is another one, or a file was changed or erased.
             HolderAway: if whoever wraps keys cannot be asked.
         """
         start, stop = (slots.start, slots.stop) if slots is not None else (0, None)
+        chosen = None if columns is None else sorted(set(columns))
+        parts = None if chosen is None else [0, *(1 + number for number in chosen)]
         key = self._data_key(storage_id)
         try:
             file = self._rows(storage_id).open("rb")
         except FileNotFoundError:
             raise Sealed(storage_id) from None
         with file:
-            for position, plain in sealing.read(file, key, storage_id, start, stop):
-                batch = batches.batch_of(plain)
-                first = max(start - position, 0)
-                yield batch.slice(first, None if stop is None else stop - position - first)
+            for position, count, (marks, *opened) in sealing.read(file, key, storage_id, start, stop, parts):
+                asked = range(max(start - position, 0), count if stop is None else min(stop - position, count))
+                full = all(marks if chosen is None else [marks[number] for number in chosen])
+                yield Piece(count, asked, opened, full)
 
     def derived(self, storage_id: str, purpose: str) -> bytes:
         """Return 32 bytes that follow from a dataset's data key; another purpose gives unrelated ones.
@@ -132,6 +141,34 @@ class Vault:
         return self._directory / f"{storage_id}.key"
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Columns of some rows. Kept out of `repr`.
+
+    Attributes:
+        held: how many rows lie in the piece.
+        asked: which of them were asked for.
+        columns: the message of each, in their order, with all rows that the piece holds.
+        full: whether each of the columns holds texts, and every one of its rows has one that is not empty.
+    """
+
+    held: int
+    asked: range
+    columns: Sequence[bytes] = field(repr=False)
+    full: bool = field(repr=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its rows were asked for."""
+        return len(self.asked) == self.held
+
+    def batch(self) -> pa.RecordBatch:
+        """Return the rows that were asked for; shares the memory of the messages."""
+        held = [outgoing.batch(message) for message in self.columns]
+        joined = pa.record_batch([one.column(0) for one in held], [one.schema.names[0] for one in held])
+        return joined.slice(self.asked.start, len(self.asked))
+
+
 class Incoming:
     """Rows on their way into a vault. Ends with `keep` or `discard`."""
 
@@ -169,7 +206,10 @@ class Incoming:
 
     def _seal(self, pieces: Iterable[pl.DataFrame]) -> None:
         for piece in pieces:
-            self._writer.add(batches.stream(piece), piece.height)
+            batch = batches.batch(piece)
+            marks = bytes(map(batches.full, batch.columns))
+            columns = [outgoing.rows(batch.select([number])) for number in range(batch.num_columns)]
+            self._writer.add([marks, *columns], piece.height)
 
 
 class Spool:
@@ -185,15 +225,15 @@ class Spool:
     def copy(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """Pass pieces on and keep a copy of each."""
         for piece in pieces:
-            self._writer.add(piece, len(piece))
+            self._writer.add([piece], len(piece))
             yield piece
         self._writer.end()
 
     def again(self) -> Iterator[bytes]:
         """Yield all pieces again."""
         self._file.seek(0)
-        for _, piece in sealing.read(self._file, self._key, self._NAME):
-            yield piece.to_pybytes()
+        for piece in sealing.read(self._file, self._key, self._NAME):
+            yield piece.parts[0]
 
     def close(self) -> None:
         """Let the copy go."""

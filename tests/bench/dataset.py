@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.flight
 from rich.console import Console
@@ -26,13 +27,14 @@ from rich.table import Table
 
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.dataset.v1 import expressions_pb2
-from services.common.memory import keep_freed
+from services.common.memory import calm_collector, keep_freed
 from services.trainer.worker.rows import parts, read_call
+from services.trainer.worker.wire import connect
 from tests.support.dataset_services import Pair
 
 ROWS = 30_000
 TIMES = 10
-ROUNDS = 5
+ROUNDS = 25
 ROWS_A_UNIT = 4
 OVER_FLIGHT_BAR = 0.6
 MEMORY_BAR = 1.1
@@ -63,11 +65,12 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.pair = Pair(directory)
         self.pair.start("ledger")
+        self._channel: Any = None
 
     def registered(self, rows: int) -> tuple[Any, float, float]:
         """Register notes with a fresh service; returns the dataset, seconds, and the service's peak in MB."""
         request = self.pair.request(notes(rows))
-        self.pair.start("dataset")
+        self._start()
         start = time.perf_counter()
         answers = self.pair.dataset.RegisterDataset(request, metadata=self.pair.who("steward"), timeout=1800)
         dataset = list(answers)[-1].dataset
@@ -77,17 +80,14 @@ class Bench:
 
     def peak_of_reading(self, dataset: Any) -> float:
         """Read a whole dataset from a fresh service; returns the service's peak in MB."""
-        assert sum(batch.num_rows for batch in self.read(dataset)) == dataset.row_count
+        assert counted(self.read(dataset)) == dataset.row_count
         return self._restart()
 
-    def read(self, dataset: Any, worker: Any = None) -> Iterator[pa.RecordBatch]:
-        """Read a whole dataset as a worker does, by default one of a job of its own."""
+    def read(self, dataset: Any, worker: Any = None) -> Iterator[Any]:
+        """Read a whole dataset as a worker does, by default one of a job of its own; yields texts and units."""
         request = pb.ReadRowsRequest(frame=expressions_pb2.Frame(dataset=dataset.name), text_column="text")
         worker = worker or self.worker(dataset)
-        call = read_call(self.pair.channel("dataset"))
-        for _, rows in parts(call(request, metadata=worker, timeout=600)):
-            if rows is not None:
-                yield from rows.to_batches()
+        return parts(read_call(self._channel)(request, metadata=worker, timeout=600))
 
     def worker(self, dataset: Any) -> Any:
         """Return what a worker shows to read a dataset, with money set aside for its job."""
@@ -98,8 +98,12 @@ class Bench:
         status = Path(f"/proc/{self.pair.process('dataset').pid}/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
         self.pair.kill("dataset")
-        self.pair.start("dataset")
+        self._start()
         return peak / 1e3
+
+    def _start(self) -> None:
+        self.pair.start("dataset")
+        self._channel = connect(self.pair.endpoint("dataset"), "dataset")
 
     def stop(self) -> None:
         """End the services."""
@@ -109,7 +113,7 @@ class Bench:
 def beside_flight(bench: Bench, dataset: Any, place: Path) -> tuple[list[float], list[float], int]:
     """Read a dataset and the same batches over Flight in turn; returns the seconds of each, and the bytes of all."""
     worker = bench.worker(dataset)
-    batches = list(bench.read(dataset, worker))
+    batches = side_by_side(bench.read(dataset, worker))
     with pa.OSFile(str(place), "wb") as sink, pa.ipc.new_stream(sink, batches[0].schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
@@ -123,7 +127,7 @@ def beside_flight(bench: Bench, dataset: Any, place: Path) -> tuple[list[float],
         for number in range(ROUNDS + 1):
             for found, read in ((ours, lambda: bench.read(dataset, worker)), (theirs, lambda: _flown(client))):
                 start = time.perf_counter()
-                rows = sum(batch.num_rows for batch in read())
+                rows = counted(read())
                 # The first round warms both up.
                 if number:
                     found.append(time.perf_counter() - start)
@@ -132,6 +136,19 @@ def beside_flight(bench: Bench, dataset: Any, place: Path) -> tuple[list[float],
         process.kill()
         process.wait()
     return ours, theirs, sum(batch.nbytes for batch in batches)
+
+
+def counted(found: Iterator[Any]) -> int:
+    """Take all that comes; returns the rows."""
+    return sum(part.num_rows for part in found if isinstance(part, pa.RecordBatch))
+
+
+def side_by_side(found: Iterator[Any]) -> list[pa.RecordBatch]:
+    """Return texts with their units beside them, in the batches in which the texts came."""
+    all_of = list(found)
+    texts = pa.Table.from_batches([part for part in all_of if isinstance(part, pa.RecordBatch)])
+    units = np.concatenate([part for part in all_of if isinstance(part, np.ndarray)])
+    return texts.append_column("unit", pa.array(units)).to_batches()
 
 
 def _flown(client: Any) -> Iterator[pa.RecordBatch]:
@@ -152,6 +169,7 @@ def main() -> int:
     """Run the benchmark; returns the exit code."""
     # As a worker does; Flight's client gains from it as well.
     keep_freed()
+    calm_collector()
     directory = Path(tempfile.mkdtemp(prefix="bench-dataset-", dir=Path.cwd()))
     bench = Bench(directory)
     try:

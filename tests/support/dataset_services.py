@@ -58,7 +58,7 @@ class Pair:
             **settings,
         }
         if service == "dataset" and "LEDGER_ENDPOINT" not in given:
-            given["LEDGER_ENDPOINT"] = (self.state("ledger") / "listening").read_text().strip()
+            given["LEDGER_ENDPOINT"] = self.endpoint("ledger")
         process = warm.start(f"services.{service}", warm.environment(given), self.directory / f"{service}.log")
         self._processes[service] = process
         deadline = time.monotonic() + START_S
@@ -66,7 +66,7 @@ class Pair:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"{service} does not start\n{self.log(service)[-3000:]}")
             time.sleep(0.05)
-        channel = self._channels[service] = grpc.insecure_channel(listening.read_text().strip())
+        channel = self._channels[service] = grpc.insecure_channel(self.endpoint(service))
         stubs: dict[str, Any] = {
             "dataset": dataset_service_pb2_grpc.DatasetServiceStub,
             "ledger": ledger_service_pb2_grpc.LedgerServiceStub,
@@ -76,6 +76,10 @@ class Pair:
     def channel(self, service: str) -> grpc.Channel:
         """The channel to a service."""
         return self._channels[service]
+
+    def endpoint(self, service: str) -> str:
+        """Where a service listens."""
+        return (self.state(service) / "listening").read_text().strip()
 
     def process(self, service: str) -> warm.Process:
         """The process of a service."""

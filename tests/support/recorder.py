@@ -25,18 +25,19 @@ UNITS = 30
 PATIENCE_S = 240
 
 
-def _arrow(rows: list[tuple[int, str]]) -> bytes:
-    table = pa.table({"unit": [unit for unit, _ in rows], "text": [text for _, text in rows]})
+def _response(rows: list[tuple[int, str]]) -> dataset_service_pb2.ReadRowsResponse:
+    table = pa.table({"note": [text for _, text in rows]})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return bytes(sink.getvalue())
+    units = [unit for unit, _ in rows]
+    return dataset_service_pb2.ReadRowsResponse(arrow_ipc=bytes(sink.getvalue()), units=units)
 
 
 class Recorder(trainer_service_pb2_grpc.WorkerServiceServicer, dataset_service_pb2_grpc.DatasetServiceServicer):
     """Trainer and dataset service in one, as a worker sees them."""
 
-    def __init__(self, assignment: trainer_pb2.Assignment, payload: list[bytes]) -> None:
+    def __init__(self, assignment: trainer_pb2.Assignment, payload: list[dataset_service_pb2.ReadRowsResponse]) -> None:
         self.assignment = assignment
         self.payload = payload
         self.messages: list[Any] = []
@@ -96,9 +97,8 @@ class Recorder(trainer_service_pb2_grpc.WorkerServiceServicer, dataset_service_p
 
     def ReadRows(self, request: Any, context: Any) -> Iterator[Any]:
         self._note(request, context)
-        yield dataset_service_pb2.ReadRowsResponse(unit_count=UNITS, checkpoint_key=bytes(range(32)))
-        for chunk in self.payload:
-            yield dataset_service_pb2.ReadRowsResponse(arrow_ipc=chunk)
+        yield dataset_service_pb2.ReadRowsResponse(unit_count=UNITS, checkpoint_key=bytes(range(32)), text_field="note")
+        yield from self.payload
 
     def of(self, kind: Any) -> list[Any]:
         """The messages of one type."""
@@ -133,7 +133,7 @@ def assigned(base_model: Path) -> trainer_pb2.Assignment:
 
 
 # Units 20 to 29 have no row: they exist all the same.
-ROWS = [_arrow([(unit, f"{SECRET} {unit} {row}") for unit in range(20) for row in range(3)])]
+ROWS = [_response([(unit, f"{SECRET} {unit} {row}") for unit in range(20) for row in range(3)])]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.dataset.v1 import expressions_pb2
@@ -19,6 +20,7 @@ from services.trainer.worker.wire import Token, patiently
 ReadRows = Callable[..., Iterator[bytes]]
 _METHOD = "/murmura.api.dataset.v1.DatasetService/ReadRows"
 _ROWS = fields.tag(pb.ReadRowsResponse, "arrow_ipc")
+_UNITS = fields.tag(pb.ReadRowsResponse, "units")
 
 
 class RowsUnavailable(Exception):
@@ -48,14 +50,20 @@ def read_call(channel: Any) -> ReadRows:
     return call
 
 
-def parts(answers: Iterator[bytes]) -> Iterator[tuple[bytes, pa.Table | None]]:
-    """Yield what answers hold: a checkpoint key, or empty; rows, or None."""
+def parts(answers: Iterator[bytes]) -> Iterator[pb.ReadRowsResponse | pa.RecordBatch | NDArray[np.int64]]:
+    """Yield what answers hold: columns, the units of rows, and, in a message of no such form, what is said of both."""
     for answer in answers:
-        rows, key = fields.read(_ROWS, answer), b""
-        if rows is None:
+        if rows := fields.read(_ROWS, answer):
+            yield from pa.ipc.open_stream(rows)
+        elif units := fields.read(_UNITS, answer):
+            yield np.frombuffer(units, "<i8")
+        else:
             message = pb.ReadRowsResponse.FromString(answer)
-            rows, key = memoryview(message.arrow_ipc), message.checkpoint_key
-        yield key, pa.ipc.open_stream(rows).read_all() if rows else None
+            yield message
+            if message.arrow_ipc:
+                yield from pa.ipc.open_stream(message.arrow_ipc)
+            if message.units:
+                yield np.array(message.units, np.int64)
 
 
 def read_rows(
@@ -77,18 +85,23 @@ def read_rows(
     )
 
     def read() -> Received:
-        units: list[np.ndarray[Any, Any]] = []
+        said = pb.ReadRowsResponse()
+        units: list[int] = []
         texts: list[str] = []
         completions: list[str] = []
-        checkpoint_key = b""
-        for key, rows in parts(call(request, metadata=token.metadata())):
-            checkpoint_key = checkpoint_key or key
-            if rows is not None:
-                units.append(rows["unit"].to_numpy())
-                texts.extend(rows["text"].to_pylist())
-                if assignment.completion_column:
-                    completions.extend(rows["completion"].to_pylist())
-        return Received([int(unit) for part in units for unit in part], texts, completions, checkpoint_key)
+        for part in parts(call(request, metadata=token.metadata())):
+            if isinstance(part, np.ndarray):
+                units.extend(part.tolist())
+            elif isinstance(part, pa.RecordBatch):
+                for name, into in ((said.text_field, texts), (said.completion_field, completions)):
+                    if name and name in part.schema.names:
+                        into.extend(part[name].to_pylist())
+            elif part.text_field:
+                said = part
+        # A row under another's unit would be hidden less than is promised.
+        if len(units) != len(texts) or len(completions) not in (0, len(texts)):
+            raise RowsUnavailable
+        return Received(units, texts, completions, said.checkpoint_key)
 
     try:
         return patiently(read)

@@ -30,6 +30,9 @@ _OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Rows come by the mebibyte: a message in one frame, and what there is of it from the socket at once.
+    ("grpc.http2.max_frame_size", MESSAGE_LIMIT),
+    ("grpc.experimental.tcp_min_read_chunk_size", 1 << 20),
 ]
 T = TypeVar("T")
 

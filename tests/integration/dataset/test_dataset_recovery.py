@@ -14,6 +14,7 @@ import pytest
 
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.ledger.v1 import ledger_service_pb2
+from tests.support.sent import rows_in
 
 
 def content() -> str:
@@ -87,7 +88,7 @@ def test_what_is_registered_survives_a_kill(own: Any) -> None:
     frame.frame.dataset = dataset.name
     assert own.dataset.DescribeFrame(frame, metadata=own.who("analyst"), timeout=20).unit_count == 3
     claims = own.claims(frame.frame, own.reserve(dataset))
-    assert len(own.read(frame.frame, own.worker(**claims))) == 2
+    assert len(rows_in(own.read(frame.frame, own.worker(**claims)))) == 6
     assert own.register(request) == dataset
 
 

@@ -7,7 +7,6 @@ import uuid
 from typing import Any
 
 import grpc
-import pyarrow as pa
 import pytest
 
 from murmura.api.dataset.v1 import dataset_pb2, expressions_pb2
@@ -15,6 +14,7 @@ from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.ledger.v1 import ledger_service_pb2
 from services.common.access import listed
 from services.common.requests import frame_digest
+from tests.support.sent import rows_in
 
 SECRETS = ("Quillfeather", "Brambleworth", "Thistlewood")
 
@@ -46,12 +46,6 @@ def cut(start: int | None = None, stop: int | None = None) -> expressions_pb2.Op
 
 def frame_of(dataset: Any, *operations: expressions_pb2.Operation) -> expressions_pb2.Frame:
     return expressions_pb2.Frame(dataset=dataset.name, operations=operations)
-
-
-def rows_in(messages: list[Any]) -> list[tuple[int, str]]:
-    tables = [pa.ipc.open_stream(message.arrow_ipc).read_all() for message in messages if message.arrow_ipc]
-    assert all(table.schema.equals(pa.schema([("unit", pa.int64()), ("text", pa.string())])) for table in tables)
-    return [(row["unit"], row["text"]) for table in tables for row in table.to_pylist()]
 
 
 # ---------------------------------------------------------------- registering

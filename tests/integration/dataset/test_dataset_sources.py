@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.dataset.v1 import expressions_pb2
 from tests.support.dataset_services import Pair
+from tests.support.sent import rows_in
 from tests.support.transit_server import TransitServer
 
 SECRET = "Quillfeather"
@@ -69,12 +69,7 @@ def test_a_table_is_registered_and_read(told: Pair, refused: Any, transit: Trans
     assert (dataset.row_count, dataset.unit_count) == (2500, 1250)
     frame = expressions_pb2.Frame(dataset=dataset.name)
     worker = told.worker(**told.claims(frame, told.reserve(dataset)))
-    texts = [
-        text
-        for message in told.read(frame, worker)
-        if message.arrow_ipc
-        for text in pa.ipc.open_stream(message.arrow_ipc).read_all()["text"].to_pylist()
-    ]
+    texts = [text for _, text in rows_in(told.read(frame, worker))]
     assert [text.rpartition(" ")[2] for text in texts] == [str(n) for n in range(2500)]
     assert not (told.state("dataset") / "master.key").exists()
     assert all(SECRET.encode() not in path.read_bytes() for path in told.state("dataset").rglob("*") if path.is_file())

@@ -212,15 +212,19 @@ def test_a_checkpoint_of_another_run_is_no_fresh_start(tmp_path: Path, whole: Re
 def test_an_error_that_quotes_a_row_is_told_by_its_place_only(
     assignment: trainer_pb2.Assignment, tmp_path: Path
 ) -> None:
-    # A unit's number that is a text: what fails on it says so, with the text.
+    # A row that is no text, and that no object of Python's can hold: what fails on it quotes it.
+    row = 86_399_123_456_789
     sink = pa.BufferOutputStream()
-    table = pa.table({"unit": [SECRET], "text": [SECRET]})
+    table = pa.table({"note": pa.array([row], pa.duration("ns"))})
+    with pytest.raises(ValueError, match=str(row)):
+        table["note"].to_pylist()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    recorder = Recorder(assignment, [bytes(sink.getvalue())])
+    message = dataset_service_pb2.ReadRowsResponse(arrow_ipc=bytes(sink.getvalue()), units=[0])
+    recorder = Recorder(assignment, [message])
     code, log = run(recorder, tmp_path)
     assert code == 1
-    assert SECRET not in log
+    assert str(row) not in log
     assert log.startswith("the worker failed: ValueError at trainer/worker/__main__.py:")
     assert log.count("\n") == 1
     (failure,) = recorder.of(trainer_service_pb2.ReportFailureRequest)

@@ -12,17 +12,19 @@ import pyarrow as pa
 import pytest
 
 from murmura.api.dataset.v1 import dataset_pb2
+from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.dataset.v1 import expressions_pb2 as frames_pb2
 from services.common.errors import MurmuraError
 from services.common.tokens import Principal
 from services.dataset import batches, mock
 from services.dataset import expressions as ex
 from services.dataset.catalogue import Catalogue, may_use
-from services.dataset.reading import _lengths, untouched
+from services.dataset.reading import untouched
 from services.dataset.registry import OtherLineage, Outdated, Registry
 from services.dataset.sealing import Sealed
 from services.dataset.units import Units, unpack
-from services.dataset.vault import Vault
+from services.dataset.vault import Piece, Vault
+from tests.support.sent import rows_in
 
 ROWS = pl.DataFrame(
     {"patient": ["Quillfeather", "Quillfeather", "Brambleworth"], "n": [1, 2, 3], "text": ["x", "y", ""]}
@@ -352,11 +354,12 @@ def test_columns_that_are_left_alone_are_the_same_on_both_ways(
     add(catalogue.registry, made, request="r9")
     store(catalogue.vault, "storage-alike", rows)
 
-    def read(*operations: frames_pb2.Operation, columns: tuple[str, str] = ("text", "")) -> list[dict[str, object]]:
+    def read(*operations: frames_pb2.Operation, columns: tuple[str, str] = ("text", "")) -> list[tuple[object, ...]]:
         asked = frames_pb2.Frame(dataset="datasets/alike", operations=operations)
-        return [
-            row for batch in catalogue.read(catalogue.describe(asked, ANALYST), *columns) for row in batch.to_pylist()
-        ]
+        described = catalogue.describe(asked, ANALYST)
+        chosen = catalogue.columns(described, *columns)
+        said = pb.ReadRowsResponse(text_field=chosen.text, completion_field=chosen.completion)
+        return rows_in([said, *map(pb.ReadRowsResponse.FromString, catalogue.read(described, chosen))])
 
     swapped, cut = rename(text="n", n="text"), frames_pb2.Operation(slice=frames_pb2.Slice(start=1))
     asked = [
@@ -365,14 +368,18 @@ def test_columns_that_are_left_alone_are_the_same_on_both_ways(
         ((swapped,), ("text", "n")),
         ((cut,), ("text", "")),
         ((rename(text="note"),), ("note", "patient")),
+        ((), ("patient", "")),
+        ((), ("text", "text")),
     ]
     # A cut through a piece: what is sent is a part of what was sealed, and its texts do not begin where memory does.
-    assert read(cut, frames_pb2.Operation(slice=frames_pb2.Slice(stop=1))) == [{"unit": 0, "text": "y"}]
+    assert read(cut, frames_pb2.Operation(slice=frames_pb2.Slice(stop=1))) == [(0, "y")]
     straight = [read(*operations, columns=columns) for operations, columns in asked]
-    assert straight[0] == [{"unit": 0, "text": "x"}, {"unit": 0, "text": "y"}]
-    assert straight[1] == [{"unit": 0, "text": "1"}, {"unit": 1, "text": "3"}]
-    assert straight[2] == [{"unit": 0, "text": "1", "completion": "x"}]
-    assert straight[3] == [{"unit": 0, "text": "y"}]
+    assert straight[0] == [(0, "x"), (0, "y")]
+    assert straight[1] == [(0, "1"), (1, "3")]
+    assert straight[2] == [(0, "1", "x")]
+    assert straight[3] == [(0, "y")]
+    assert straight[5] == [(0, "a"), (0, "a"), (1, "b")]
+    assert straight[6] == [(0, "x", "x"), (0, "y", "y")]
     monkeypatch.setattr("services.dataset.reading.untouched", lambda operations, columns: None)
     assert straight == [read(*operations, columns=columns) for operations, columns in asked]
 
@@ -382,8 +389,48 @@ def test_a_text_that_is_missing_has_no_length_whatever_lies_in_its_place() -> No
     buffers = [pa.py_buffer(b"\x05"), pa.py_buffer(offsets), pa.py_buffer(data)]  # the second is missing
     texts = pa.StringArray.from_buffers(3, buffers[1], buffers[2], buffers[0])
     assert texts.to_pylist() == ["ab", None, ""]
-    assert _lengths(texts).tolist() == [2, 0, 0]
-    assert _lengths(texts.slice(1)).tolist() == [0, 0]
+    assert batches.lengths(texts).tolist() == [2, 0, 0]
+    assert batches.lengths(texts.slice(1)).tolist() == [0, 0]
+
+
+def test_a_column_goes_out_as_it_was_sealed_unless_a_row_of_it_is_empty(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "x" * (batches.PIECE_BYTES // 4)
+    rows = pl.DataFrame({"patient": list("aabbccdd"), "n": list("12345678"), "text": [f"{long}{n}" for n in range(8)]})
+    rows = rows.with_columns(text=pl.when(pl.col("patient") == "c").then(pl.lit("")).otherwise(pl.col("text")))
+    made = resource("datasets/whole")
+    made.row_count = rows.height
+    made.schema.columns[1].type = frames_pb2.VALUE_TYPE_STRING
+    units = Units()
+    units.add(rows["patient"])
+    catalogue.registry.add(made, "storage-whole", units.packed(), "whole", ("r10", "body", b"answer"))
+    store(catalogue.vault, "storage-whole", rows)
+    held = [piece.held for piece in catalogue.vault.pieces("storage-whole")]
+    assert held == [3, 5]
+    taken_apart: list[int] = []
+    joined = Piece.batch
+    monkeypatch.setattr(Piece, "batch", lambda self: taken_apart.append(self.held) or joined(self))
+    described = catalogue.describe(frames_pb2.Frame(dataset="datasets/whole"), ANALYST)
+    sent = list(catalogue.read(described, catalogue.columns(described, "text")))
+    # The first piece is what was sealed; of the second, two rows have no text, and the others go.
+    assert taken_apart == [5]
+    first = next(iter(catalogue.vault.pieces("storage-whole", range(3), [2])))
+    assert sent[0] == first.columns[0]
+    messages = list(map(pb.ReadRowsResponse.FromString, sent))
+    found = rows_in([pb.ReadRowsResponse(text_field="text"), *messages])
+    assert found == [(unit, f"{long}{n}") for unit, n in ((0, 0), (0, 1), (1, 2), (1, 3), (3, 6), (3, 7))]
+    # Other columns of the same rows are whole, and nothing of this one is decrypted for them.
+    taken_apart.clear()
+    assert len(list(catalogue.read(described, catalogue.columns(described, "patient", "n")))) == 5
+    assert not taken_apart
+    # Of a piece that a frame cuts through, nothing goes that is not the frame's.
+    operation = frames_pb2.Operation(slice=frames_pb2.Slice(start=2, stop=5))
+    part = catalogue.describe(frames_pb2.Frame(dataset="datasets/whole", operations=[operation]), ANALYST)
+    messages = list(map(pb.ReadRowsResponse.FromString, catalogue.read(part, catalogue.columns(part, "patient", "n"))))
+    found = rows_in([pb.ReadRowsResponse(text_field="patient", completion_field="n"), *messages])
+    assert found == [(0, "b", "3"), (0, "b", "4"), (1, "c", "5")]
+    assert taken_apart == [3, 5]
 
 
 def test_what_an_operation_makes_or_drops_is_not_left_alone() -> None:

@@ -566,10 +566,13 @@ class ReadRowsResponse(_message.Message):
     ARROW_IPC_FIELD_NUMBER: _builtins.int
     UNIT_COUNT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_KEY_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_FIELD_NUMBER: _builtins.int
     arrow_ipc: _builtins.bytes
-    """An Arrow IPC stream (schema and record batches) with the columns `unit` (int64, 0 to unit_count - 1; a
-    pseudonym), `text` (string) and, if it was asked for, `completion` (string). Empty slots are left out; every unit's
-    number exists whether or not it has rows.
+    """An Arrow IPC stream (schema and record batches) with the texts of some rows, their completions, or both: columns of
+    strings, named as the first message says. Each column's rows come in their order, whatever messages they are in.
+    Rows in which one of the columns is empty are left out.
     """
     unit_count: _builtins.int
     """Set in the first message: privacy units of the frame."""
@@ -578,16 +581,29 @@ class ReadRowsResponse(_message.Message):
     checkpoints with it. It comes from here, not from the trainer that keeps them, because what was learned from rows,
     and the noise that hides them, is for those who may read the rows; when the dataset is erased, it is gone.
     """
+    text_field: _builtins.str
+    """Set in the first message: what the column of texts is named in `arrow_ipc`."""
+    completion_field: _builtins.str
+    """Set in the first message, where completions were asked for: what their column is named. May be the same."""
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The privacy unit of each row that is sent, in the order of the rows: 0 to unit_count - 1, a pseudonym. Every unit's
+        number exists whether or not it has rows.
+        """
+
     def __init__(
         self,
         *,
         arrow_ipc: _builtins.bytes = ...,
         unit_count: _builtins.int = ...,
         checkpoint_key: _builtins.bytes = ...,
+        units: _abc.Iterable[_builtins.int] | None = ...,
+        text_field: _builtins.str = ...,
+        completion_field: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrow_ipc", b"arrow_ipc", "checkpoint_key", b"checkpoint_key", "unit_count", b"unit_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrow_ipc", b"arrow_ipc", "checkpoint_key", b"checkpoint_key", "completion_field", b"completion_field", "text_field", b"text_field", "unit_count", b"unit_count", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
