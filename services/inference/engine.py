@@ -67,6 +67,7 @@ class Sampling:
         json_schema: a JSON schema that the output must satisfy, or empty.
         regex: a regular expression that the output must match, or empty.
         logprobs: log-probabilities of so many tokens in each place; 0 for none.
+        whole: the output in one piece, once it has ended: who does not stream need not be woken for each token.
     """
 
     max_tokens: int = 64
@@ -78,6 +79,7 @@ class Sampling:
     json_schema: str = ""
     regex: str = ""
     logprobs: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,16 @@ class Delta:
     tokens: int
     finish: Finish | None = None
     logprobs: tuple[Likely, ...] = ()
+
+
+def joined(pieces: Sequence[Delta]) -> Delta:
+    """Return pieces as one."""
+    return Delta(
+        "".join(piece.text for piece in pieces),
+        sum(piece.tokens for piece in pieces),
+        pieces[-1].finish,
+        tuple(likely for piece in pieces for likely in piece.logprobs),
+    )
 
 
 @dataclass(frozen=True)

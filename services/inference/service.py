@@ -150,22 +150,16 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
     async def _complete(self, served: Served, prompt: str, sampling: Sampling) -> messages.GenerateResponse:
         tokens, sampling = await self._generation.prompt(served, prompt, sampling)
-        texts, made, finish = [], 0, None
-        logprobs: list[Likely] = []
-        async with aclosing(self._generation.stream(served, tokens, sampling)) as pieces:
-            async for piece in pieces:
-                texts.append(piece.text)
-                made += piece.tokens
-                logprobs += piece.logprobs
-                finish = piece.finish
-        if finish is None:
+        async with aclosing(self._generation.stream(served, tokens, replace(sampling, whole=True))) as pieces:
+            (whole,) = [piece async for piece in pieces]
+        if whole.finish is None:
             raise RuntimeError("the engine ended a completion without saying why")
         return messages.GenerateResponse(
-            text="".join(texts),
-            finish_reason=_FINISH[finish],
-            usage=_usage(tokens, made),
+            text=whole.text,
+            finish_reason=_FINISH[whole.finish],
+            usage=_usage(tokens, whole.tokens),
             statement=served.statement,
-            logprobs=_logprobs(logprobs),
+            logprobs=_logprobs(whole.logprobs),
         )
 
 

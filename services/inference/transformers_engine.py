@@ -31,6 +31,7 @@ from services.inference.engine import (
     Likely,
     Sampling,
     encode,
+    joined,
     warm_up,
 )
 
@@ -144,12 +145,16 @@ class TransformersEngine:
 
         request = _Request(prompt, sampling, adapter_id, put, TextOut(self._tokenizer, sampling.stop))
         self._inbox.put(lambda: self._active.append(request))
+        made: list[Delta] = []
         try:
             while True:
                 piece = await pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
-                yield piece
+                made.append(piece)
+                if piece.finish is not None or not sampling.whole:
+                    yield joined(made)
+                    made.clear()
                 if piece.finish is not None:
                     return
         finally:

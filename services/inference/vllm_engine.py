@@ -219,7 +219,7 @@ def _parameters(sampling: Sampling) -> Any:
         seed=sampling.seed,
         stop=list(sampling.stop),
         structured_outputs=structure,
-        output_kind=RequestOutputKind.DELTA,
+        output_kind=RequestOutputKind.FINAL_ONLY if sampling.whole else RequestOutputKind.DELTA,
         logprobs=sampling.logprobs or None,
     )
 

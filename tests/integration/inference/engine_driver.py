@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ async def drive(engine: Engine, prompts: list[str], adapters: list[Path]) -> dic
 
     stop = seen["base"][0][0][5:8]
     seen["stop"] = [stop, *await text(engine, prompts[0], Sampling(24, 0, stop=(stop,)))]
+    seen["whole"] = [await text(engine, prompt, replace(GREEDY, whole=True)) for prompt in prompts]
+    seen["whole_stop"] = await text(engine, prompts[0], Sampling(24, 0, stop=(stop,), whole=True))
     seeded = [Sampling(24, 1.0, 0.9, 20, seed=seed) for seed in (5, 5, 6)]
     seen["seeded"] = [(await text(engine, prompts[0], how))[0] for how in seeded]
 
@@ -113,12 +116,14 @@ async def drive(engine: Engine, prompts: list[str], adapters: list[Path]) -> dic
     ]
 
     how = Sampling(max_tokens=5, temperature=0, logprobs=3)
-    pieces = [piece async for piece in engine.generate(await engine.tokenize(prompts[0]), how, 10, "salt")]
-    seen["logprobs"] = [
-        [one.text, one.logprob, [(other.text, other.logprob) for other in one.likeliest]]
-        for piece in pieces
-        for one in piece.logprobs
-    ]
+    tokens = await engine.tokenize(prompts[0])
+    for name, asked in (("logprobs", how), ("whole_logprobs", replace(how, whole=True))):
+        pieces = [piece async for piece in engine.generate(tokens, asked, 10, "salt")]
+        seen[name] = [
+            [one.text, one.logprob, [(other.text, other.logprob) for other in one.likeliest]]
+            for piece in pieces
+            for one in piece.logprobs
+        ]
 
     constrained = Sampling(24, 1.0, seed=1, regex="(yes|no), [0-9]{3}")
     seen["structured"] = engine.structured

@@ -149,6 +149,15 @@ def test_output_arrives_in_pieces(seen: dict[str, Any]) -> None:
     assert finish == "length"
 
 
+def test_a_whole_output_is_one_piece_and_the_same(seen: dict[str, Any]) -> None:
+    for (text, _, tokens, finish), whole in zip(seen["base"], seen["whole"], strict=True):
+        assert whole == [text, 1, tokens, finish]
+    _, text, _, tokens, finish = seen["stop"]
+    assert seen["whole_stop"] == [text, 1, tokens, finish]
+    for (token, logprob, _), (again, about, _) in zip(seen["logprobs"], seen["whole_logprobs"], strict=True):
+        assert (token, logprob) == (again, pytest.approx(about, abs=1e-4))
+
+
 def test_a_request_that_nobody_waits_for_leaves_the_engine(seen: dict[str, Any]) -> None:
     assert all(before == 2 and after == 0 for before, after, _ in seen["leaving"])
     # The quickest of five: on a busy machine any of them may have been waiting for a processor.
