@@ -20,6 +20,8 @@ from services.dataset import texts, values
 from services.dataset.signatures import ALLOWED
 from services.dataset.trees import walk
 
+# What the column of units is named in results: no operation ever sees it.
+UNIT = "unit"
 # Rows that are worked on at once where an expression may make texts long: bounds what the service can be made to hold.
 ROWS_AT_ONCE = 64
 # Otherwise rows are worked on as they come, a mebibyte, unless there are more operations or longer constants than so.
@@ -47,7 +49,7 @@ def run(
             length = columns[column].str.len_bytes()
             alive &= ((length > 0) & (length <= ex.MOST_TEXT_BYTES)).fill_null(value=False)
         made = [columns[column].alias(name) for name, column in kept.items()]
-        numbers = pl.Series("unit", units[start : start + part.height], dtype=pl.Int64)
+        numbers = pl.Series(UNIT, units[start : start + part.height], dtype=pl.Int64)
         yield pl.DataFrame([numbers, *made]).filter(alive)
         start += part.height
 

@@ -14,7 +14,6 @@ from services.dataset import batches, execution, outgoing
 from services.dataset import expressions as ex
 from services.dataset.vault import Vault
 
-_UNIT = "unit"
 # Rows on their way: messages with their columns, and their units.
 _Part = tuple[list[bytes], NDArray[np.int64]]
 
@@ -156,4 +155,4 @@ def _together(parts: Iterator[pl.DataFrame]) -> Iterator[_Part]:
 
 
 def _part(rows: pl.DataFrame) -> _Part:
-    return [outgoing.rows(batches.batch(rows.drop(_UNIT)))], rows[_UNIT].to_numpy()
+    return [outgoing.rows(batches.batch(rows.drop(execution.UNIT)))], rows[execution.UNIT].to_numpy()

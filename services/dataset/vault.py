@@ -81,8 +81,7 @@ class Vault:
             HolderAway: if whoever wraps keys cannot be asked.
         """
         start, stop = (slots.start, slots.stop) if slots is not None else (0, None)
-        chosen = None if columns is None else sorted(set(columns))
-        parts = None if chosen is None else [0, *(1 + number for number in chosen)]
+        parts = None if columns is None else [0, *(1 + number for number in columns)]
         key = self._data_key(storage_id)
         try:
             file = self._rows(storage_id).open("rb")
@@ -91,8 +90,8 @@ class Vault:
         with file:
             for position, count, (marks, *opened) in sealing.read(file, key, storage_id, start, stop, parts):
                 asked = range(max(start - position, 0), count if stop is None else min(stop - position, count))
-                full = all(marks if chosen is None else [marks[number] for number in chosen])
-                yield Piece(count, asked, opened, full)
+                chosen = marks if columns is None else [marks[number] for number in columns]
+                yield Piece(count, asked, opened, all(chosen))
 
     def derived(self, storage_id: str, purpose: str) -> bytes:
         """Return 32 bytes that follow from a dataset's data key; another purpose gives unrelated ones.

@@ -1,7 +1,7 @@
 """`make bench-dataset`: the way of private rows to a worker, beside Arrow Flight with nothing around it.
 
 Made-up notes are registered with the real services and read as a worker reads them: authenticated, with the ledger
-asked, each piece decrypted and put through the frame. Flight serves the very same batches from memory, in turn with it
+asked, the texts of each piece decrypted. Flight serves the very same batches from memory, in turn with it
 in the same run. Memory is the peak of the dataset service's process, a fresh one for each measurement, with ten times
 the rows and without. Prints a table for people on standard error and one JSON line on standard output.
 """

@@ -6,25 +6,20 @@ import hmac
 import sqlite3
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from murmura.api.dataset.v1 import dataset_pb2
-from murmura.api.dataset.v1 import dataset_service_pb2 as pb
 from murmura.api.dataset.v1 import expressions_pb2 as frames_pb2
 from services.common.errors import MurmuraError
 from services.common.tokens import Principal
 from services.dataset import batches, mock
 from services.dataset import expressions as ex
 from services.dataset.catalogue import Catalogue, may_use
-from services.dataset.reading import untouched
 from services.dataset.registry import OtherLineage, Outdated, Registry
 from services.dataset.sealing import Sealed
 from services.dataset.units import Units, unpack
-from services.dataset.vault import Piece, Vault
-from tests.support.sent import rows_in
+from services.dataset.vault import Vault
 
 ROWS = pl.DataFrame(
     {"patient": ["Quillfeather", "Quillfeather", "Brambleworth"], "n": [1, 2, 3], "text": ["x", "y", ""]}
@@ -336,108 +331,3 @@ def test_a_fingerprint_is_the_one_that_content_has_always_had(tmp_path: Path, mo
     assert fingerprint(vault, many) == hmac.digest(key, b"".join(digests), "sha256").hex()
     assert fingerprint(vault, many[20:], many[:20].reverse()) == fingerprint(vault, many)
     assert fingerprint(vault, many, many[:1]) != fingerprint(vault, many)
-
-
-# ---------------------------------------------------------------- reading
-
-
-def rename(**columns: str) -> frames_pb2.Operation:
-    return frames_pb2.Operation(rename=frames_pb2.Rename(columns=columns))
-
-
-def test_columns_that_are_left_alone_are_the_same_on_both_ways(
-    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = pl.DataFrame({"patient": ["a", "a", "b"], "n": ["1", None, "3"], "text": ["x", "y", ""]})
-    made = resource("datasets/alike")
-    made.schema.columns[1].type = frames_pb2.VALUE_TYPE_STRING
-    add(catalogue.registry, made, request="r9")
-    store(catalogue.vault, "storage-alike", rows)
-
-    def read(*operations: frames_pb2.Operation, columns: tuple[str, str] = ("text", "")) -> list[tuple[object, ...]]:
-        asked = frames_pb2.Frame(dataset="datasets/alike", operations=operations)
-        described = catalogue.describe(asked, ANALYST)
-        chosen = catalogue.columns(described, *columns)
-        said = pb.ReadRowsResponse(text_field=chosen.text, completion_field=chosen.completion)
-        return rows_in([said, *map(pb.ReadRowsResponse.FromString, catalogue.read(described, chosen))])
-
-    swapped, cut = rename(text="n", n="text"), frames_pb2.Operation(slice=frames_pb2.Slice(start=1))
-    asked = [
-        ((), ("text", "")),
-        ((swapped,), ("text", "")),
-        ((swapped,), ("text", "n")),
-        ((cut,), ("text", "")),
-        ((rename(text="note"),), ("note", "patient")),
-        ((), ("patient", "")),
-        ((), ("text", "text")),
-    ]
-    # A cut through a piece: what is sent is a part of what was sealed, and its texts do not begin where memory does.
-    assert read(cut, frames_pb2.Operation(slice=frames_pb2.Slice(stop=1))) == [(0, "y")]
-    straight = [read(*operations, columns=columns) for operations, columns in asked]
-    assert straight[0] == [(0, "x"), (0, "y")]
-    assert straight[1] == [(0, "1"), (1, "3")]
-    assert straight[2] == [(0, "1", "x")]
-    assert straight[3] == [(0, "y")]
-    assert straight[5] == [(0, "a"), (0, "a"), (1, "b")]
-    assert straight[6] == [(0, "x", "x"), (0, "y", "y")]
-    monkeypatch.setattr("services.dataset.reading.untouched", lambda operations, columns: None)
-    assert straight == [read(*operations, columns=columns) for operations, columns in asked]
-
-
-def test_a_text_that_is_missing_has_no_length_whatever_lies_in_its_place() -> None:
-    offsets, data = np.array([0, 2, 5, 5], np.int32), b"abcde"
-    buffers = [pa.py_buffer(b"\x05"), pa.py_buffer(offsets), pa.py_buffer(data)]  # the second is missing
-    texts = pa.StringArray.from_buffers(3, buffers[1], buffers[2], buffers[0])
-    assert texts.to_pylist() == ["ab", None, ""]
-    assert batches.lengths(texts).tolist() == [2, 0, 0]
-    assert batches.lengths(texts.slice(1)).tolist() == [0, 0]
-
-
-def test_a_column_goes_out_as_it_was_sealed_unless_a_row_of_it_is_empty(
-    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    long = "x" * (batches.PIECE_BYTES // 4)
-    rows = pl.DataFrame({"patient": list("aabbccdd"), "n": list("12345678"), "text": [f"{long}{n}" for n in range(8)]})
-    rows = rows.with_columns(text=pl.when(pl.col("patient") == "c").then(pl.lit("")).otherwise(pl.col("text")))
-    made = resource("datasets/whole")
-    made.row_count = rows.height
-    made.schema.columns[1].type = frames_pb2.VALUE_TYPE_STRING
-    units = Units()
-    units.add(rows["patient"])
-    catalogue.registry.add(made, "storage-whole", units.packed(), "whole", ("r10", "body", b"answer"))
-    store(catalogue.vault, "storage-whole", rows)
-    held = [piece.held for piece in catalogue.vault.pieces("storage-whole")]
-    assert held == [3, 5]
-    taken_apart: list[int] = []
-    joined = Piece.batch
-    monkeypatch.setattr(Piece, "batch", lambda self: taken_apart.append(self.held) or joined(self))
-    described = catalogue.describe(frames_pb2.Frame(dataset="datasets/whole"), ANALYST)
-    sent = list(catalogue.read(described, catalogue.columns(described, "text")))
-    # The first piece is what was sealed; of the second, two rows have no text, and the others go.
-    assert taken_apart == [5]
-    first = next(iter(catalogue.vault.pieces("storage-whole", range(3), [2])))
-    assert sent[0] == first.columns[0]
-    messages = list(map(pb.ReadRowsResponse.FromString, sent))
-    found = rows_in([pb.ReadRowsResponse(text_field="text"), *messages])
-    assert found == [(unit, f"{long}{n}") for unit, n in ((0, 0), (0, 1), (1, 2), (1, 3), (3, 6), (3, 7))]
-    # Other columns of the same rows are whole, and nothing of this one is decrypted for them.
-    taken_apart.clear()
-    assert len(list(catalogue.read(described, catalogue.columns(described, "patient", "n")))) == 5
-    assert not taken_apart
-    # Of a piece that a frame cuts through, nothing goes that is not the frame's.
-    operation = frames_pb2.Operation(slice=frames_pb2.Slice(start=2, stop=5))
-    part = catalogue.describe(frames_pb2.Frame(dataset="datasets/whole", operations=[operation]), ANALYST)
-    messages = list(map(pb.ReadRowsResponse.FromString, catalogue.read(part, catalogue.columns(part, "patient", "n"))))
-    found = rows_in([pb.ReadRowsResponse(text_field="patient", completion_field="n"), *messages])
-    assert found == [(0, "b", "3"), (0, "b", "4"), (1, "c", "5")]
-    assert taken_apart == [3, 5]
-
-
-def test_what_an_operation_makes_or_drops_is_not_left_alone() -> None:
-    columns = ("patient", "text")
-    assert untouched([ex.Rename({"text": "note"}), ex.Slice(1, None)], columns) == {
-        "patient": "patient",
-        "note": "text",
-    }
-    assert untouched([ex.Assign("text", ex.Column("patient"))], columns) is None
-    assert untouched([ex.Filter(ex.Literal(value=True))], columns) is None

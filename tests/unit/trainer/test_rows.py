@@ -34,12 +34,13 @@ def units(*numbers: int) -> bytes:
     return outgoing.units(np.array(numbers))
 
 
-def received(*answers: bytes, said: pb.ReadRowsResponse = SAID) -> Received:
+def received(*answers: bytes, said: pb.ReadRowsResponse = SAID, completion: str = "completion") -> Received:
     def call(request: Any, metadata: Any) -> Iterator[bytes]:
         return iter([said.SerializeToString(), *answers])
 
     frame = expressions_pb2.Frame(dataset="datasets/notes")
-    return rows.read_rows(call, Token(), frame, trainer_pb2.Assignment(text_column="text"))  # type: ignore[arg-type]
+    asked = trainer_pb2.Assignment(text_column="text", completion_column=completion)
+    return rows.read_rows(call, Token(), frame, asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,9 @@ def test_one_column_may_be_both() -> None:
 
 
 def test_a_column_without_a_name_is_no_completion() -> None:
-    found = received(columns(note=["a"], **{"": ["b"]}), units(1), said=pb.ReadRowsResponse(text_field="note"))
+    found = received(
+        columns(note=["a"], **{"": ["b"]}), units(1), said=pb.ReadRowsResponse(text_field="note"), completion=""
+    )
     assert (found.texts, found.completions) == (["a"], [])
 
 
@@ -81,6 +84,7 @@ def test_a_column_without_a_name_is_no_completion() -> None:
     [
         (columns(note=["a", "b"], answer=["x", "y"]), units(0)),
         (columns(note=["a"], answer=["x"]), units(0, 1)),
+        (columns(note=["a"]), units(0)),
         (columns(note=["a", "b"], answer=["x"][:1] * 2), columns(answer=["y"]), units(0, 1)),
     ],
 )
