@@ -16,7 +16,8 @@ export DEMO_DATA
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports graph graph-check protos codegen codegen-check pytest format lock \
 	demo demo-quick bench bench-accounting bench-ledger bench-train bench-inference \
-	bench-dataset bench-utility bench-control test-kubernetes fuzz-expressions soak test-gpu base-model up status down clean
+	bench-streaming bench-dataset bench-utility bench-control test-kubernetes fuzz-expressions soak test-gpu base-model \
+	up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +93,9 @@ bench-train: setup  ## private fine-tuning beside plain LoRA and Opacus: tokens 
 
 bench-inference: setup  ## the inference service beside the bare engine and vLLM's HTTP server
 	@$(BIN)/python -m tests.bench.inference
+
+bench-streaming: setup  ## what a streamed token costs beside vLLM's HTTP server
+	@$(BIN)/python -m tests.bench.streaming
 
 bench-dataset: setup  ## the way of rows to a worker beside Arrow Flight, and memory for ten times the rows
 	@$(BIN)/python -m tests.bench.dataset

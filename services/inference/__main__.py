@@ -107,6 +107,7 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
             adapters,
             Salts(settings.state_dir / "cache_salt.key"),
             settings.for_rules(),
+            settings.tenant_pieces_per_s,
         )
         inference_service_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterService(adapters), server)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generation), server)

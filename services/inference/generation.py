@@ -13,6 +13,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -26,6 +27,7 @@ from services.inference import refusals
 from services.inference.adapters import Adapters
 from services.inference.bases import Base
 from services.inference.engine import Delta, Engine, EngineDead, EngineFull, EngineRefused, Sampling
+from services.inference.pace import Pace
 from services.inference.rights import Rules
 from services.inference.turns import TenantFull
 
@@ -91,6 +93,7 @@ class Generation:
         adapters: the fine-tuned ones.
         salts: of tenants.
         rules: what the operator allows.
+        pieces_per_s: of one tenant's streams together; 0 for each token as it comes.
     """
 
     def __init__(
@@ -99,11 +102,13 @@ class Generation:
         adapters: Adapters,
         salts: Salts,
         rules: Rules,
+        pieces_per_s: float = 0.0,
     ) -> None:
         self._bases = bases
         self._adapters = adapters
         self._salts = salts
         self._rules = rules
+        self._pieces_per_s = pieces_per_s
 
     @asynccontextmanager
     async def served(self, model: str, principal: Principal) -> AsyncIterator[Served]:
@@ -157,10 +162,12 @@ class Generation:
         with self._translated():
             async with served.base.turns.turn(served.salt, served.adapter_id):
                 pieces = served.engine.generate(tokens, sampling, served.adapter_id, served.salt)
+                pace = Pace(partial(self._interval_s, served))
                 async with aclosing(pieces):
                     async for piece in pieces:
                         made.inc(piece.tokens)
-                        yield piece
+                        if (due := pace.after(piece)) is not None:
+                            yield due
 
     async def sampling(self, options: inference_pb2.SamplingOptions, served: Served) -> Sampling:
         """Return what the engine understands of the options; a structure is tried out first.
@@ -200,6 +207,10 @@ class Generation:
             with self._translated():
                 await served.base.structures.check(sampling, served.salt)
         return sampling
+
+    def _interval_s(self, served: Served) -> float:
+        """Return what lies between two pieces of a stream, for as many as its tenant has now."""
+        return served.base.turns.running(served.salt) / self._pieces_per_s if self._pieces_per_s else 0.0
 
     def _base(self, name: str) -> Base:
         if name not in self._bases:

@@ -102,8 +102,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
                         response.usage.CopyFrom(_usage(tokens, made))
                         if served.statement is not None:
                             response.statement.CopyFrom(served.statement)
-                    if piece.text or piece.logprobs or piece.finish is not None:
-                        yield response
+                    yield response
 
     async def BatchGenerate(
         self, request: messages.BatchGenerateRequest, context: Any

@@ -92,6 +92,10 @@ class Turns:
         finally:
             self._end(tenant, adapter)
 
+    def running(self, tenant: str) -> int:
+        """Return how many requests of a tenant run now."""
+        return self._tenants[tenant]
+
     def _room(self, tenant: str, adapter: int | None) -> bool:
         limits = self._limits
         slot = adapter is None or adapter in self._adapters or len(self._adapters) < limits.adapters

@@ -15,9 +15,11 @@ import shutil
 import string
 import sys
 import tempfile
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -76,6 +78,7 @@ WORDS = 32_000
 # Three engines share a GPU.
 SETTINGS = {"max_context": 256, "max_adapters": 8, "max_resident_adapters": 8, "max_rank": 16, "gpu_memory": 0.28}
 _prompts = random.Random(5)
+T = TypeVar("T")
 _console = Console(stderr=True)
 
 
@@ -98,11 +101,11 @@ async def by_turns(
     return seen
 
 
-async def compare(ways: dict[str, Any], case: Case, table: Table) -> dict[str, Any]:
-    """Measure the three ways, and eight adapters beside one."""
+async def by_streams(ways: dict[str, Any], case: Case, table: Table) -> dict[str, Any]:
+    """Measure the three ways with more and more streams; returns figures by streams."""
     for way in ways.values():
         await way.measure(16, requests(16, ADAPTERS))
-    found: dict[str, Any] = {"streams": {}}
+    found: dict[str, Any] = {}
     for streams, count in case.requests.items():
         seen = await by_turns(ways, streams, count, case.rounds[streams], leave=False)
         # Among many streams a first token waits for its turn, whatever the way; there the same rounds tell.
@@ -112,13 +115,18 @@ async def compare(ways: dict[str, Any], case: Case, table: Table) -> dict[str, A
         for name, (rate, p50, p99) in figures.items():
             ratio = f"{over(seen[name], bare):.3f}"
             table.add_row(f"{streams}: {name}", f"{rate:.0f}", ratio, f"{p50:.1f}", f"{p99:.1f}")
-        found["streams"][str(streams)] = {
+        found[str(streams)] = {
             "tokens_over_bare": round(over(ours, bare), 3),
             "tokens_over_http": round(over(ours, http), 3),
             "ttft_p50_ms_over_bare": round(later(firsts["Murmura"], firsts["bare"]), 2),
             "ttft_p99_over_http": round(figures["Murmura"][2] / figures["HTTP"][2], 3),
         }
-        _console.print(f"{streams} streams: {found['streams'][str(streams)]}", style="dim")
+        _console.print(f"{streams} streams: {found[str(streams)]}", style="dim")
+    return found
+
+
+async def by_adapters(ways: dict[str, Any], case: Case, table: Table) -> float:
+    """Measure eight adapters beside one; returns the ratio of their tokens."""
     one, eight = [], []
     for turn in range(case.rounds[16]):
         _console.print(f"eight adapters and one: round {turn + 1} of {case.rounds[16]}", style="dim")
@@ -127,7 +135,45 @@ async def compare(ways: dict[str, Any], case: Case, table: Table) -> dict[str, A
     for name, rounds in (("one adapter", one), ("eight adapters", eight)):
         rate, p50, p99 = pooled(rounds)
         table.add_row(f"16: Murmura, {name}", f"{rate:.0f}", "", f"{p50:.1f}", f"{p99:.1f}")
-    return found | {"eight_adapters_over_one": round(over(eight, one), 3)}
+    return round(over(eight, one), 3)
+
+
+@contextmanager
+def three_ways(case: Case, *, bare: bool = True) -> Iterator[dict[str, Any]]:
+    """Make a model and adapters, and start what serves them; the engine alone too, unless told otherwise."""
+    set_environment(EngineSettings())
+    directory = Path(tempfile.mkdtemp(prefix="bench-inference-"))
+    ways: dict[str, Any] = {}
+    try:
+        _console.print("making a model and starting engines", style="dim")
+        base = make_base(directory / "base", WORDS, case.device, case.dtype, initializer_range=0.02, **case.shape)
+        torch.cuda.empty_cache()  # the engines want that memory
+        adapters = [make_adapter(base, directory / f"a{n}", n, rank=16) for n in range(ADAPTERS)]
+        if bare:
+            ways["bare"] = Bare(base, adapters, SETTINGS)
+        ways["Murmura"] = Murmura(directory / "murmura", base, adapters, SETTINGS)
+        http = ways["HTTP"] = Http(directory / "http", base, adapters, SETTINGS)
+        http.wait()
+        yield ways
+    finally:
+        for way in ways.values():
+            way.kill()
+        shutil.rmtree(directory)
+
+
+async def closed(ways: dict[str, Any], measuring: Coroutine[Any, Any, T]) -> T:
+    """Measure, and close all connections; returns what was found."""
+    try:
+        return await measuring
+    finally:
+        for way in ways.values():
+            await way.close()
+
+
+async def everything(ways: dict[str, Any], case: Case, table: Table) -> dict[str, Any]:
+    """Measure streams and adapters."""
+    streams = await by_streams(ways, case, table)
+    return {"streams": streams, "eight_adapters_over_one": await by_adapters(ways, case, table)}
 
 
 def main() -> int:
@@ -137,31 +183,8 @@ def main() -> int:
     table.add_column("streams: way", no_wrap=True)
     for heading in ("tokens/s", "/ bare", "first p50, ms", "first p99, ms"):
         table.add_column(heading, justify="right")
-    set_environment(EngineSettings())
-    directory = Path(tempfile.mkdtemp(prefix="bench-inference-"))
-    ways: dict[str, Any] = {}
-    try:
-        _console.print("making a model and starting three engines", style="dim")
-        base = make_base(directory / "base", WORDS, case.device, case.dtype, initializer_range=0.02, **case.shape)
-        torch.cuda.empty_cache()  # the engines want that memory
-        adapters = [make_adapter(base, directory / f"a{n}", n, rank=16) for n in range(ADAPTERS)]
-        ways["bare"] = Bare(base, adapters, SETTINGS)
-        ways["Murmura"] = Murmura(directory / "murmura", base, adapters, SETTINGS)
-        http = ways["HTTP"] = Http(directory / "http", base, adapters, SETTINGS)
-        http.wait()
-
-        async def run() -> dict[str, Any]:
-            try:
-                return await compare(ways, case, table)
-            finally:
-                for way in ways.values():
-                    await way.close()
-
-        found = asyncio.run(run())
-    finally:
-        for way in ways.values():
-            way.kill()
-        shutil.rmtree(directory)
+    with three_ways(case) as ways:
+        found = asyncio.run(closed(ways, everything(ways, case, table)))
     _console.print(table)
     print(json.dumps(found))
     return 0

@@ -103,6 +103,11 @@ class Murmura:
 
         return await drive(streams, work, send, leave=leave)
 
+    @property
+    def process(self) -> int:
+        """The service's process; the engine's is a child of it."""
+        return self._service.process.pid
+
     async def close(self) -> None:
         """Close connections."""
         if self._channel is not None:
@@ -173,6 +178,11 @@ class Http:
                         yield usage["completion_tokens"] if usage else 0
 
         return await drive(streams, work, send, leave=leave)
+
+    @property
+    def process(self) -> int:
+        """The server's process; the engine's is a child of it."""
+        return self._process.pid
 
     async def close(self) -> None:
         """Close connections."""
