@@ -1,23 +1,26 @@
 """`make bench-dataset`: the way of private rows to a worker, beside Arrow Flight with nothing around it.
 
 Made-up notes are registered with the real services and read as a worker reads them: authenticated, with the ledger
-asked, the texts of each piece decrypted. Flight serves the very same batches from memory, in turn with it
-in the same run. Memory is the peak of the dataset service's process, a fresh one for each measurement, with ten times
-the rows and without. Prints a table for people on standard error and one JSON line on standard output.
+asked, the texts of each piece decrypted. Flight serves the very same batches from memory, in turn with it in the same
+run. Both are measured with TLS, as a deployment runs, and without, as `murmura up` does on loopback. Memory is the peak
+of the dataset service's process, a fresh one for each measurement, with ten times the rows and without. Prints a table
+for people on standard error and one JSON line on standard output.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +33,9 @@ from murmura.api.dataset.v1 import expressions_pb2
 from services.common.memory import calm_collector, keep_freed
 from services.trainer.worker.rows import parts, read_call
 from services.trainer.worker.wire import connect
+from tests.support.certificates import DOMAIN
 from tests.support.dataset_services import Pair
+from tests.support.secure_services import SecurePair
 
 ROWS = 30_000
 TIMES = 10
@@ -60,10 +65,14 @@ def notes(rows: int) -> str:
 
 
 class Bench:
-    """The services, and what is measured with them."""
+    """The services, and what is measured with them.
 
-    def __init__(self, directory: Path) -> None:
-        self.pair = Pair(directory)
+    Args:
+        pair: of services, none of which runs yet.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
         self.pair.start("ledger")
         self._channel: Any = None
 
@@ -103,39 +112,75 @@ class Bench:
 
     def _start(self) -> None:
         self.pair.start("dataset")
-        self._channel = connect(self.pair.endpoint("dataset"), "dataset")
+        # What the trainer tells a worker.
+        told = {}
+        if isinstance(self.pair, SecurePair):
+            told = {"MURMURA_TLS_AUTHORITY": str(self.pair.authority.file), "MURMURA_TLS_DOMAIN": DOMAIN}
+        with mock.patch.dict(os.environ, told):
+            self._channel = connect(self.pair.endpoint("dataset"), "dataset")
 
     def stop(self) -> None:
         """End the services."""
         self.pair.stop()
 
 
-def beside_flight(bench: Bench, dataset: Any, place: Path) -> tuple[list[float], list[float], int]:
-    """Read a dataset and the same batches over Flight in turn; returns the seconds of each, and the bytes of all."""
+@dataclass(frozen=True)
+class Beside:
+    """Reading a dataset and the same batches over Flight, in turn.
+
+    Attributes:
+        ours, theirs: seconds of each round.
+        size: bytes of all batches.
+    """
+
+    ours: list[float]
+    theirs: list[float]
+    size: int
+
+    @property
+    def over_flight(self) -> float:
+        """Our speed as a part of Flight's."""
+        return statistics.median(self.theirs) / statistics.median(self.ours)
+
+    def rows(self, kind: str, count: int) -> Iterator[tuple[str, str, str]]:
+        """Yield names, rows/s and MB/s for the table."""
+        for name, seconds in (("reading", self.ours), ("Arrow Flight", self.theirs)):
+            taken = statistics.median(seconds)
+            yield f"{name}{kind}", f"{count / taken:.0f}", f"{self.size / taken / 1e6:.0f}"
+
+
+def beside_flight(bench: Bench, dataset: Any, place: Path) -> Beside:
+    """Measure reading a dataset beside Flight, both with TLS where the services have it."""
     worker = bench.worker(dataset)
     batches = side_by_side(bench.read(dataset, worker))
     with pa.OSFile(str(place), "wb") as sink, pa.ipc.new_stream(sink, batches[0].schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.flight", str(place)], stdout=subprocess.PIPE, text=True
-    )
+    command, scheme, believed = [sys.executable, "-m", "tests.bench.flight", str(place)], "grpc", {}
+    if isinstance(bench.pair, SecurePair):
+        files = bench.pair.files["dataset"]
+        command += [str(files.certificate), str(files.key)]
+        scheme, believed = "grpc+tls", {"tls_root_certs": files.authority.read_bytes()}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
-        client = pa.flight.connect(f"grpc://127.0.0.1:{int(process.stdout.readline())}")
-        ours, theirs = [], []
+        client = pa.flight.connect(f"{scheme}://127.0.0.1:{int(process.stdout.readline())}", **believed)
+        found = Beside([], [], sum(batch.nbytes for batch in batches))
         for number in range(ROUNDS + 1):
-            for found, read in ((ours, lambda: bench.read(dataset, worker)), (theirs, lambda: _flown(client))):
+            for seconds, read in (
+                (found.ours, lambda: bench.read(dataset, worker)),
+                (found.theirs, lambda: _flown(client)),
+            ):
                 start = time.perf_counter()
                 rows = counted(read())
                 # The first round warms both up.
                 if number:
-                    found.append(time.perf_counter() - start)
+                    seconds.append(time.perf_counter() - start)
                 assert rows == dataset.row_count
     finally:
         process.kill()
         process.wait()
-    return ours, theirs, sum(batch.nbytes for batch in batches)
+    return found
 
 
 def counted(found: Iterator[Any]) -> int:
@@ -170,40 +215,52 @@ def main() -> int:
     # As a worker does; Flight's client gains from it as well.
     keep_freed()
     calm_collector()
-    directory = Path(tempfile.mkdtemp(prefix="bench-dataset-", dir=Path.cwd()))
-    bench = Bench(directory)
-    try:
-        few, _, registering_few = bench.registered(ROWS)
-        reading_few = bench.peak_of_reading(few)
-        bench.pair.kill("dataset")
-        many, taken, registering_many = bench.registered(TIMES * ROWS)
-        reading_many = bench.peak_of_reading(many)
-        ours, theirs, size = beside_flight(bench, many, directory / "batches.arrow")
-    finally:
-        bench.stop()
-        shutil.rmtree(directory)
-    over_flight = statistics.median(theirs) / statistics.median(ours)
+    with tempfile.TemporaryDirectory(prefix="bench-dataset-", dir=Path.cwd()) as directory:
+        bench = Bench(Pair(Path(directory, "plain")))
+        try:
+            few, _, registering_few = bench.registered(ROWS)
+            reading_few = bench.peak_of_reading(few)
+            bench.pair.kill("dataset")
+            many, taken, registering_many = bench.registered(TIMES * ROWS)
+            reading_many = bench.peak_of_reading(many)
+            plain = beside_flight(bench, many, Path(directory, "batches.arrow"))
+        finally:
+            bench.stop()
+        bench = Bench(SecurePair(Path(directory, "tls")))
+        try:
+            tls = beside_flight(bench, bench.registered(TIMES * ROWS)[0], Path(directory, "batches.arrow"))
+        finally:
+            bench.stop()
     growth = max(registering_many / registering_few, reading_many / reading_few)
     imported = import_seconds()
 
-    table = Table(title=f"{many.row_count} notes, {size / 1e6:.0f} MB of Arrow")
+    table = Table(title=f"{many.row_count} notes, {plain.size / 1e6:.0f} MB of Arrow")
     for heading in ("", "rows/s", "MB/s", "peak, MB", f"peak, {TIMES} × rows", "growth"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, seconds, peaks in (
-        ("registering", taken, (registering_few, registering_many)),
-        ("reading", statistics.median(ours), (reading_few, reading_many)),
-        ("Arrow Flight", statistics.median(theirs), None),
-    ):
-        memory = (f"{peaks[0]:.0f}", f"{peaks[1]:.0f}", f"{peaks[1] / peaks[0]:.2f}") if peaks else ("", "", "")
-        table.add_row(name, f"{many.row_count / seconds:.0f}", f"{size / seconds / 1e6:.0f}", *memory)
+
+    def memory(few: float, many: float) -> tuple[str, str, str]:
+        return f"{few:.0f}", f"{many:.0f}", f"{many / few:.2f}"
+
+    speed = (f"{many.row_count / taken:.0f}", f"{plain.size / taken / 1e6:.0f}")
+    table.add_row("registering", *speed, *memory(registering_few, registering_many))
+    ours, theirs = plain.rows("", many.row_count)
+    table.add_row(*ours, *memory(reading_few, reading_many))
+    for row in (theirs, *tls.rows(", TLS", many.row_count)):
+        table.add_row(*row)
     _console.print(table)
     for what, value, bar, met in (
-        ("reading / Flight", over_flight, OVER_FLIGHT_BAR, over_flight >= OVER_FLIGHT_BAR),
+        ("reading / Flight", plain.over_flight, OVER_FLIGHT_BAR, plain.over_flight >= OVER_FLIGHT_BAR),
+        ("reading / Flight, TLS", tls.over_flight, OVER_FLIGHT_BAR, tls.over_flight >= OVER_FLIGHT_BAR),
         ("memory growth", growth, MEMORY_BAR, growth <= MEMORY_BAR),
         ("import murmura, s", imported, IMPORT_BAR_S, imported < IMPORT_BAR_S),
     ):
         _console.print(f"{what}: {value:.2f} (bar {bar}){'' if met else ': MISSED'}")
-    figures = {"over_flight": over_flight, "memory_growth": growth, "import_seconds": imported}
+    figures = {
+        "over_flight": plain.over_flight,
+        "over_flight_tls": tls.over_flight,
+        "memory_growth": growth,
+        "import_seconds": imported,
+    }
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
     return 0
 

@@ -55,6 +55,7 @@ class Pair:
             "STATE_DIR": str(self.state(service)),
             "TRUSTED_KEYS": str(self._identity.trusted_keys),
             "SERVICE_TOKEN_FILE": str(self._identity.token_file(f"service:{service}")),
+            **self.own_settings(service),
             **settings,
         }
         if service == "dataset" and "LEDGER_ENDPOINT" not in given:
@@ -66,12 +67,20 @@ class Pair:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"{service} does not start\n{self.log(service)[-3000:]}")
             time.sleep(0.05)
-        channel = self._channels[service] = grpc.insecure_channel(self.endpoint(service))
+        channel = self._channels[service] = self.connected(service)
         stubs: dict[str, Any] = {
             "dataset": dataset_service_pb2_grpc.DatasetServiceStub,
             "ledger": ledger_service_pb2_grpc.LedgerServiceStub,
         }
         setattr(self, service, stubs[service](channel))
+
+    def own_settings(self, service: str) -> dict[str, str]:
+        """More settings of a service, of this kind of pair."""
+        return {}
+
+    def connected(self, service: str) -> grpc.Channel:
+        """A new channel to a service, of who calls in tests."""
+        return grpc.insecure_channel(self.endpoint(service))
 
     def channel(self, service: str) -> grpc.Channel:
         """The channel to a service."""
