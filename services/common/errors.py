@@ -123,7 +123,9 @@ def from_upstream(error: grpc.aio.AioRpcError, service: str) -> MurmuraError:
                 if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
                     detail.Unpack(info)
             reason = info.reason.removeprefix("ERROR_REASON_")
-            if info.domain == DOMAIN and reason not in ("INTERNAL", "TOKEN_INVALID", "ROLE_DENIED"):
+            if info.domain == DOMAIN and reason in ("TOKEN_INVALID", "ROLE_DENIED"):
+                return _shut_out(service, reason)
+            if info.domain == DOMAIN and reason != "INTERNAL":
                 return MurmuraError(error.code(), reason, status.message, dict(info.metadata))
     code = error.code()
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -135,3 +137,21 @@ def from_upstream(error: grpc.aio.AioRpcError, service: str) -> MurmuraError:
             retry_after_s=2,
         )
     return unknown(error)
+
+
+def _shut_out(service: str, reason: str) -> MurmuraError:
+    """Return what may be said where another service does not know this one: no caller is at fault."""
+    _log.error(
+        "shut out",
+        by=service,
+        reason=reason,
+        next="its endpoint must be the address for services where there is TLS, and it must trust this one's "
+        "certificate, or without TLS this one's token",
+    )
+    return MurmuraError(
+        grpc.StatusCode.UNAVAILABLE,
+        "DEPENDENCY_UNAVAILABLE",
+        f"The {service} service does not let this one in. Nothing was changed; tell the operator, whose log says more.",
+        {"service": service},
+        retry_after_s=5,
+    )
