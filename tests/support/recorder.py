@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ SECRET = "quicksilver"  # stands in every row
 UNITS = 30
 # For a worker on a busy machine: an audit alone takes most of a minute.
 PATIENCE_S = 240
+# How long rows are held back at most, where they are.
+ROWS_WAIT_S = 40
 
 
 def _response(rows: list[tuple[int, str]]) -> dataset_service_pb2.ReadRowsResponse:
@@ -46,6 +49,7 @@ class Recorder(trainer_service_pb2_grpc.WorkerServiceServicer, dataset_service_p
         self.stop_after = 1 << 40
         self.checkpoints: list[tuple[int, bytes]] = []
         self.resume_from = b""
+        self.rows_wait: threading.Event | None = None
 
     def _note(self, message: Any, context: Any) -> None:
         self.messages.append(message)
@@ -97,6 +101,8 @@ class Recorder(trainer_service_pb2_grpc.WorkerServiceServicer, dataset_service_p
 
     def ReadRows(self, request: Any, context: Any) -> Iterator[Any]:
         self._note(request, context)
+        if self.rows_wait is not None:
+            self.rows_wait.wait(ROWS_WAIT_S)
         yield dataset_service_pb2.ReadRowsResponse(unit_count=UNITS, checkpoint_key=bytes(range(32)), text_field="note")
         yield from self.payload
 

@@ -7,6 +7,7 @@ rows were drawn into it: a finer report would be a side channel.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -34,6 +35,9 @@ class Heartbeat:
         job: `trainingJobs/<id>`.
         attempt: of this worker.
         steps: planned.
+
+    Attributes:
+        on_stop: called once, in the heartbeat's thread, when the job is told to stop.
     """
 
     def __init__(self, stub: Any, token: Token, job: str, attempt: int, steps: int) -> None:
@@ -43,6 +47,7 @@ class Heartbeat:
         self._attempt = attempt
         self._interval = report_interval(steps)
         self.reported_steps = 0
+        self.on_stop: Callable[[], None] | None = None
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -61,12 +66,17 @@ class Heartbeat:
         self.completed_steps = completed
         if completed % self._interval == 0:
             self.reported_steps = completed
+        return self.told
+
+    @property
+    def told(self) -> bool:
+        """Whether the job was told to stop, as far as was heard."""
         return self._stop.is_set()
 
     def should_stop(self) -> bool:
         """Ask once more, now: a worker that is asked to leave wants to know whether its job is to end."""
         self._once()
-        return self._stop.is_set()
+        return self.told
 
     def _beat(self) -> None:
         while not self._ended.wait(PERIOD_S):
@@ -79,11 +89,17 @@ class Heartbeat:
         except grpc.RpcError as error:
             status: Any = error
             if status.code() in _OVER:
-                self._stop.set()
+                self._tell()
             elif status.code() == grpc.StatusCode.UNAUTHENTICATED:
                 # The trainer was away for longer than a token lives; it leaves a new one.
                 self._token.read_again()
             return
         self._token.text = answer.job_token
         if answer.stop:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self.told:
             self._stop.set()
+            if (on_stop := self.on_stop) is not None:
+                on_stop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from services.trainer.worker.model import (
     save_adapter,
 )
 from services.trainer.worker.plain import PlainRun
+from services.trainer.worker.preparing import preparing
 from services.trainer.worker.ranks import RankLost, Ranks
 from services.trainer.worker.rows import Received, RowsUnavailable, read_call, read_rows
 from services.trainer.worker.runs import Run
@@ -58,6 +59,10 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class Session:
@@ -121,8 +126,10 @@ class Session:
         cause = pb.FAILURE_CAUSE_INTERNAL
         with beats or nullcontext():
             try:
-                with tempfile.TemporaryDirectory() as folder:
-                    measured = self._train(assignment, beats, Path(folder))
+                alone = self._ranks.count == 1
+                phase = preparing(beats, self._evicted, alone) if beats else nullcontext(_nothing)
+                with tempfile.TemporaryDirectory() as folder, phase as begin:
+                    measured = self._train(assignment, beats, Path(folder), begin)
                     if first:
                         self._upload(Path(folder), steps, *measured)
                 self._summary.reported_steps = steps
@@ -158,7 +165,9 @@ class Session:
             self._give_up(cause, beats.completed_steps, beats.reported_steps)
         return FAILED
 
-    def _train(self, assignment: trainer_pb2.Assignment, beats: Heartbeat | None, out: Path) -> _Measured:
+    def _train(
+        self, assignment: trainer_pb2.Assignment, beats: Heartbeat | None, out: Path, begin: Callable[[], None]
+    ) -> _Measured:
         """Train, save the adapter to `out`, and measure and attack it if that is asked for."""
         chosen, ranks = assignment.settings, self._ranks
         private = assignment.HasField("mechanism")
@@ -206,6 +215,7 @@ class Session:
             run = PlainRun(model, rows + (planting.rows if planting else []), assignments.plain(assignment))
         if found:
             run.load_state_dict(found["run"])
+        begin()
         saver.finish(run, origin, ranks, beats, self._evicted)
         ranks.leave()
         if not ranks.first:
