@@ -1,115 +1,115 @@
-"""Rows at rest are sealed, and their lineage says nothing."""
+"""Rows at rest: sealed, in pieces, gone with their key, and nothing left of what was not kept."""
 
-import json
+from __future__ import annotations
+
+from pathlib import Path
 
 import polars as pl
 import pytest
 
-from murmura.api.dataset.v1 import dataset_pb2
-from services.dataset.columns import Unreadable
+from services.dataset import batches
 from services.dataset.sealing import Sealed
-from services.dataset.sources import Sources
 from services.dataset.vault import Vault
 
-SECRET = "François Dupont suffers from pancreatic cancer"
-ROWS = pl.DataFrame({"patient": ["p1", "p2"], "text": [SECRET, "ordinary"]})
+ROWS = pl.DataFrame(
+    {"patient": ["Quillfeather", "Quillfeather", "Brambleworth"], "n": [1, 2, 3], "text": ["x", "y", ""]}
+)
 
 
-def store(vault, name, rows):
+def everything_in(directory: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def store(vault: Vault, name: str, rows: pl.DataFrame) -> None:
     incoming = vault.incoming(name)
     incoming.add(rows)
     incoming.keep()
 
 
-def load(vault, name):
+def load(vault: Vault, name: str) -> pl.DataFrame:
     return pl.concat(vault.read(name))
 
 
-def fingerprint(vault, rows):
-    made = vault.fingerprint()
-    made.add(rows)
-    return made.hexdigest()
-
-
-def test_rows_come_back_and_nothing_readable_lies_on_disk(tmp_path):
+def test_rows_rest_encrypted_and_private(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
-    store(vault, "s1", ROWS)
-    assert load(vault, "s1").equals(ROWS)
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            assert b"Dupont" not in path.read_bytes()
-            assert b"ordinary" not in path.read_bytes()
-            assert path.stat().st_mode & 0o077 == 0
+    store(vault, "one", ROWS)
+    assert load(vault, "one").equals(ROWS)
+    held = everything_in(tmp_path)
+    assert b"Quillfeather" not in held
+    assert b"PAR1" not in held
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_another_master_key_a_changed_file_or_a_swapped_one_opens_nothing(tmp_path):
-    vault = Vault(tmp_path / "a")
-    store(vault, "s1", ROWS)
-    store(vault, "s2", ROWS)
-    (tmp_path / "a" / "master.key").write_bytes(bytes(32))
-    with pytest.raises(Sealed):
-        load(Vault(tmp_path / "a"), "s1")
-    sealed = tmp_path / "a" / "rows" / "s1.rows.aes"
-    other = (tmp_path / "a" / "rows" / "s2.rows.aes").read_bytes()
-    for changed in (sealed.read_bytes()[:-1] + b"\0", other):
-        sealed.write_bytes(changed)
-        with pytest.raises(Sealed):
-            load(vault, "s1")
-
-
-def test_erasing_the_key_erases_the_rows(tmp_path):
+def test_erasing_the_key_erases_the_rows_even_from_a_backup(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
-    store(vault, "s1", ROWS)
-    vault.erase("s1")
+    store(vault, "one", ROWS)
+    backup = (tmp_path / "rows" / "one.rows.aes").read_bytes()
+    vault.erase("one")
+    (tmp_path / "rows" / "one.rows.aes").write_bytes(backup)
     with pytest.raises(Sealed):
-        load(vault, "s1")
+        load(vault, "one")
 
 
-def test_the_same_rows_have_the_same_lineage_here_and_another_one_elsewhere(tmp_path):
-    vault = Vault(tmp_path / "a")
-    assert fingerprint(vault, ROWS) == fingerprint(vault, ROWS.select("text", "patient"))
-    # Rows in another order are the same rows: a fresh budget for a sorted copy would be a way around the cap.
-    assert fingerprint(vault, ROWS) == fingerprint(vault, ROWS.reverse())
-    assert fingerprint(vault, ROWS) != fingerprint(vault, ROWS.head(1))
-    assert fingerprint(vault, ROWS) != fingerprint(Vault(tmp_path / "b"), ROWS)
+def test_changed_and_exchanged_rows_are_noticed(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    store(vault, "one", ROWS)
+    store(vault, "two", ROWS.reverse())
+    one, two = (tmp_path / "rows" / f"{name}.rows.aes" for name in ("one", "two"))
+    sealed = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(Sealed):
+        load(vault, "one")
+    one.write_bytes(sealed[:-1] + bytes([sealed[-1] ^ 1]))
+    with pytest.raises(Sealed):
+        load(vault, "one")
 
 
-def read(path, unit="text"):
-    source = dataset_pb2.Source(file=dataset_pb2.FileSource(url=str(path)))
-    items = list(Sources(["/"]).read(source, unit, {}, Vault(path.parent / "vault")))
-    return pl.concat(item for item in items if not isinstance(item, int))
+def test_another_master_key_opens_nothing(tmp_path: Path) -> None:
+    store(Vault(tmp_path), "one", ROWS)
+    (tmp_path / "master.key").write_bytes(bytes(32))
+    with pytest.raises(Sealed):
+        load(Vault(tmp_path), "one")
 
 
-def test_three_formats_read_alike(tmp_path):
-    ROWS.write_csv(tmp_path / "r.csv")
-    ROWS.write_parquet(tmp_path / "r.parquet")
-    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS.to_dicts()))
-    for name in ("r.csv", "r.parquet", "r.jsonl"):
-        assert read(tmp_path / name).equals(ROWS)
+@pytest.mark.parametrize("missing", ["master.key", "lineage.key"])
+def test_a_lost_key_is_not_made_anew(tmp_path: Path, missing: str) -> None:
+    store(Vault(tmp_path), "one", ROWS)
+    (tmp_path / missing).unlink()
+    with pytest.raises(Sealed, match=missing):
+        Vault(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        (f'{{"text": "a"}}\n{{"text": "{SECRET}\n', 2),
-        (f'{{"text": "a"}}\n\n"{SECRET}"\n', 3),
-        (f'{{"text": "{SECRET}"}}\n{{"text": 3}}\n', 2),
-        ("", 0),
-    ],
-)
-def test_a_broken_row_is_named_by_line_and_never_by_content(tmp_path, content, line):
-    path = tmp_path / "r.jsonl"
-    path.write_text(content)
-    with pytest.raises(Unreadable) as caught:
-        read(path)
-    assert caught.value.line == line
-    assert "Dupont" not in f"{caught.value!r} {caught.value.__cause__!r}"
+def test_sweeping_leaves_only_what_is_known(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    for name in ("kept", "orphan"):
+        store(vault, name, ROWS)
+    (tmp_path / "rows" / "kept.rows.aes.new").write_bytes(b"half")
+    vault.sweep({"kept"})
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == ["kept.key", "kept.rows.aes"]
+    assert load(Vault(tmp_path), "kept").equals(ROWS)
 
 
-@pytest.mark.parametrize("name", ["r.parquet", "r.csv", "r.xyz", "absent.csv"])
-def test_other_files_fail_as_plainly(tmp_path, name):
-    if not name.startswith("absent"):
-        (tmp_path / name).write_text(f'a,b\n1,2,3,"{SECRET}\n')
-    with pytest.raises(Unreadable) as caught:
-        read(tmp_path / name)
-    assert "Dupont" not in f"{caught.value!r}"
+def test_a_dataset_of_many_pieces_opens_only_those_of_its_slots(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    many = pl.DataFrame({"n": range(40), "text": ["x" * 100_000 + str(n) for n in range(40)]})
+    incoming = vault.incoming("many")
+    for start in range(0, 40, 7):
+        incoming.add(many.slice(start, 7))
+    incoming.keep()
+    pieces = list(vault.read("many"))
+    assert [piece.height for piece in pieces] == [10, 10, 10, 10]
+    assert max(batches.sizes(piece).sum() for piece in pieces) <= batches.PIECE_BYTES
+    assert pl.concat(pieces).equals(many)
+    for slots in (range(0, 1), range(9, 10), range(5, 33), range(39, 40), range(40, 40)):
+        assert sum(piece.height for piece in vault.read("many", slots)) == len(slots)
+        assert pl.concat([many.clear(), *vault.read("many", slots)]).equals(many[slots.start : slots.stop])
+
+
+def test_rows_that_were_not_kept_leave_nothing(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    incoming = vault.incoming("one")
+    incoming.add(ROWS)
+    incoming.discard()
+    assert not list((tmp_path / "rows").iterdir())
+    with pytest.raises(Sealed):
+        load(vault, "one")
