@@ -21,13 +21,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import grpc
 import structlog
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from murmura.api.common.v1 import rules_pb2
 from services.common.calls import Call, CallInterceptor
-from services.common.errors import MurmuraError
+from services.common.errors import dependency_unavailable
 
 FLUSH_S = 0.05
 REOPEN_S = 1.0
@@ -162,11 +161,9 @@ class Audit(CallInterceptor):
         try:
             self._file.require()
         except OSError:
-            raise MurmuraError(
-                grpc.StatusCode.UNAVAILABLE,
-                "DEPENDENCY_UNAVAILABLE",
+            raise dependency_unavailable(
+                "audit log",
                 "The audit log cannot be written, so nothing is done. The operator must make room for it.",
-                {"service": "audit log"},
                 retry_after_s=5,
             ) from None
 

@@ -100,6 +100,23 @@ def invalid(field: str, description: str) -> MurmuraError:
     )
 
 
+def dependency_unavailable(service: str, message: str, *, retry_after_s: float) -> MurmuraError:
+    """Return the refusal of what needs a service, or a store, that is not there now.
+
+    Args:
+        service: what is not there.
+        message: what was done or not, and the next step.
+        retry_after_s: after which trying again makes sense.
+    """
+    return MurmuraError(
+        grpc.StatusCode.UNAVAILABLE,
+        "DEPENDENCY_UNAVAILABLE",
+        message,
+        {"service": service},
+        retry_after_s=retry_after_s,
+    )
+
+
 def unknown(error: BaseException) -> MurmuraError:
     """Log an unforeseen exception without its text, and return what may be said of it."""
     error_id = secrets.token_hex(6)
@@ -129,12 +146,8 @@ def from_upstream(error: grpc.aio.AioRpcError, service: str) -> MurmuraError:
                 return MurmuraError(error.code(), reason, status.message, dict(info.metadata))
     code = error.code()
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return MurmuraError(
-            grpc.StatusCode.UNAVAILABLE,
-            "DEPENDENCY_UNAVAILABLE",
-            f"The {service} service does not answer. Nothing was changed; try again shortly.",
-            {"service": service},
-            retry_after_s=2,
+        return dependency_unavailable(
+            service, f"The {service} service does not answer. Nothing was changed; try again shortly.", retry_after_s=2
         )
     return unknown(error)
 
@@ -148,10 +161,8 @@ def _shut_out(service: str, reason: str) -> MurmuraError:
         next="its endpoint must be the address for services where there is TLS, and it must trust this one's "
         "certificate, or without TLS this one's token",
     )
-    return MurmuraError(
-        grpc.StatusCode.UNAVAILABLE,
-        "DEPENDENCY_UNAVAILABLE",
+    return dependency_unavailable(
+        service,
         f"The {service} service does not let this one in. Nothing was changed; tell the operator, whose log says more.",
-        {"service": service},
         retry_after_s=5,
     )

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-import grpc
 import jwt
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from services.common.errors import MurmuraError
+from services.common.errors import dependency_unavailable
 from services.common.issuer import Configuration, Fetcher
 from services.common.tokens import Principal, TokenRejected, Verified
 
@@ -104,11 +103,9 @@ class Issuer:
         """
         if time.monotonic() > self._fetched_at + KEYS_TRUSTED_S:
             self._wanted.set()
-            raise MurmuraError(
-                grpc.StatusCode.UNAVAILABLE,
-                "DEPENDENCY_UNAVAILABLE",
+            raise dependency_unavailable(
+                "identity provider",
                 "The identity provider does not answer, so no one can sign in. Try again shortly.",
-                {"service": "identity provider"},
                 retry_after_s=RETRY_S,
             )
         known = self._verified.get(token)

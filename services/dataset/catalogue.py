@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from murmura.api.dataset.v1 import dataset_pb2
 from murmura.api.dataset.v1 import expressions_pb2 as frames_pb2
 from services.common import rights
-from services.common.errors import MurmuraError, not_found
+from services.common.errors import MurmuraError, dependency_unavailable, not_found
 from services.common.tokens import Principal
 from services.dataset import execution, frames, mock, reading
 from services.dataset import expressions as ex
@@ -192,12 +192,10 @@ def _opening(described: Described) -> Iterator[None]:
 
 def holder_away(away: HolderAway) -> MurmuraError:
     """Return the refusal of what needs a key whose holder does not answer."""
-    return MurmuraError(
-        grpc.StatusCode.UNAVAILABLE,
-        "DEPENDENCY_UNAVAILABLE",
+    return dependency_unavailable(
+        "key holder",
         f"The rows open with {away}, whose holder does not answer or refuses this service. Nothing was changed; try "
         "again shortly, and tell the operator if it stays so.",
-        {"service": "key holder"},
         retry_after_s=5,
     )
 

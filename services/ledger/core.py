@@ -8,12 +8,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import grpc
-
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.ledger.v1 import ledger_pb2
 from services.common.auth import current_principal
-from services.common.errors import MurmuraError, invalid, not_found
+from services.common.errors import MurmuraError, dependency_unavailable, invalid, not_found
 from services.common.requests import body_hash
 from services.ledger import accounting, messages
 from services.ledger.accounting import E18, Mechanism, Unpriceable
@@ -182,10 +180,6 @@ class Core:
 
 def unavailable() -> MurmuraError:
     """Return the refusal of what needs the store while it does not answer."""
-    return MurmuraError(
-        grpc.StatusCode.UNAVAILABLE,
-        "DEPENDENCY_UNAVAILABLE",
-        "The ledger's store does not answer. Try again shortly.",
-        {"service": "ledger store"},
-        retry_after_s=1,
+    return dependency_unavailable(
+        "ledger store", "The ledger's store does not answer. Try again shortly.", retry_after_s=1
     )

@@ -21,7 +21,7 @@ import grpc
 import structlog
 from prometheus_client import Counter
 
-from services.common.errors import MurmuraError
+from services.common.errors import MurmuraError, dependency_unavailable
 from services.ledger import snapshots
 from services.ledger.drafts import Draft, copied
 from services.ledger.journal import Entry, Head, JournalBroken, Store, link, replay
@@ -242,12 +242,10 @@ class Writer:
 
 
 def _unconfirmed() -> MurmuraError:
-    return MurmuraError(
-        grpc.StatusCode.UNAVAILABLE,
-        "DEPENDENCY_UNAVAILABLE",
+    return dependency_unavailable(
+        "ledger store",
         "The ledger's store did not confirm this, so it may have been recorded or not. Send the same request again, "
         "with the same request_id: it is recorded once at most.",
-        {"service": "ledger store"},
         retry_after_s=1,
     )
 

@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import grpc
 import structlog
 
-from services.common.errors import MurmuraError
+from services.common.errors import MurmuraError, dependency_unavailable
 from services.common.redis_checks import RedisUnusable
 from services.common.redis_client import TrustedRedis
 from services.trainer.jobs import TERMINAL, Job
@@ -177,5 +176,4 @@ def _record(parts: list[bytes | None]) -> Record | None:
 
 
 def _unavailable(words: str) -> MurmuraError:
-    unavailable = grpc.StatusCode.UNAVAILABLE
-    return MurmuraError(unavailable, "DEPENDENCY_UNAVAILABLE", words, {"service": "redis"}, retry_after_s=2)
+    return dependency_unavailable("redis", words, retry_after_s=2)

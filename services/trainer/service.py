@@ -14,7 +14,7 @@ import grpc
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.common.auth import current_principal
-from services.common.errors import MurmuraError, not_found
+from services.common.errors import MurmuraError, dependency_unavailable, not_found
 from services.common.pages import page
 from services.common.requests import body_hash, reused
 from services.common.tokens import Principal
@@ -181,12 +181,10 @@ def state_error(job: Job, problem: IllegalTransition) -> MurmuraError:
 
 
 def _undecided() -> MurmuraError:
-    return MurmuraError(
-        grpc.StatusCode.UNAVAILABLE,
-        "DEPENDENCY_UNAVAILABLE",
+    return dependency_unavailable(
+        "ledger",
         "The ledger does not answer, so it is not known whether the budget was set aside. The job is kept and starts "
         "as soon as it is; send the same request again to come back to it. It is charged once.",
-        {"service": "ledger"},
         retry_after_s=2,
     )
 

@@ -14,7 +14,7 @@ import grpc
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.common.auth import current_principal
-from services.common.errors import MurmuraError, invalid, not_found
+from services.common.errors import MurmuraError, dependency_unavailable, invalid, not_found
 from services.trainer import jobs, uploads
 from services.trainer.checkpoints import MOST_BYTES as MOST_CHECKPOINT_BYTES
 from services.trainer.control import Control
@@ -56,12 +56,8 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
             async with self._asking:
                 found = await asyncio.to_thread(self._pods, request.pod_token)
         except Unavailable:
-            raise MurmuraError(
-                grpc.StatusCode.UNAVAILABLE,
-                "DEPENDENCY_UNAVAILABLE",
-                "The cluster does not say whose this token is. Try again.",
-                {"service": "kubernetes"},
-                retry_after_s=2,
+            raise dependency_unavailable(
+                "kubernetes", "The cluster does not say whose this token is. Try again.", retry_after_s=2
             ) from None
         record = self._control.store.get(_job_id(request.job))
         if found is None or record is None or found[0] != record.job.job_id:

@@ -19,6 +19,7 @@ from murmura.api.ledger.v1 import ledger_service_pb2 as ledger
 from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from services.common import oidc
 from services.common.auth import Auth, current_principal
+from services.common.errors import MurmuraError
 from services.common.issuer import Configuration
 from services.common.oidc import Issuer, usable_keys
 from services.common.server import interceptors
@@ -234,7 +235,7 @@ async def test_a_provider_that_was_never_there_is_said_to_be_away(provider, conf
     provider.stop()
     issuer = Issuer(configuration)
     issuer.start()
-    with pytest.raises(oidc.MurmuraError) as caught:
+    with pytest.raises(MurmuraError) as caught:
         issuer.verify(provider.token())
     assert caught.value.reason == "DEPENDENCY_UNAVAILABLE"
     issuer.close()
