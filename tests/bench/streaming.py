@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.inference import ADAPTERS, Case, closed, requests, three_ways
+from tests.bench.inference import ADAPTERS, Case, by_turns, closed, requests, three_ways
 from tests.bench.load import Seen, over
 
 SMALL = Case(
@@ -35,7 +35,31 @@ SMALL = Case(
     rounds={16: 7, 64: 5},
     requests={16: 64, 64: 128},
 )
-_console = Console(stderr=True)
+
+
+class Counted:
+    """A way, and what its rounds have spent.
+
+    Attributes:
+        server, client: seconds that the server's process, without its children, and this one have computed.
+    """
+
+    def __init__(self, way: Any) -> None:
+        self._way = way
+        self.server = self.client = 0.0
+
+    async def measure(self, streams: int, work: list[tuple[str, int]], *, leave: bool = False) -> Seen:
+        """Send a round."""
+        server, client = self._used()
+        seen: Seen = await self._way.measure(streams, work, leave=leave)
+        now = self._used()
+        self.server += now[0] - server
+        self.client += now[1] - client
+        return seen
+
+    def _used(self) -> tuple[float, float]:
+        times = psutil.Process(self._way.process).cpu_times()
+        return times.user + times.system, time.process_time()
 
 
 async def compare(ways: dict[str, Any], table: Table) -> dict[str, Any]:
@@ -44,33 +68,21 @@ async def compare(ways: dict[str, Any], table: Table) -> dict[str, Any]:
         await way.measure(16, requests(16, ADAPTERS))
     found: dict[str, Any] = {}
     for streams, count in SMALL.requests.items():
-        seen: dict[str, list[Seen]] = {name: [] for name in ways}
-        spent = {name: [0.0, 0.0] for name in ways}
-        for turn in range(SMALL.rounds[streams]):
-            _console.print(f"{streams} streams: round {turn + 1} of {SMALL.rounds[streams]}", style="dim")
-            names, work = list(ways), requests(count)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                before = used(ways[name].process)
-                seen[name].append(await ways[name].measure(streams, work))
-                for side, (since, now) in enumerate(zip(before, used(ways[name].process), strict=True)):
-                    spent[name][side] += now - since
-        costs = {
-            name: [1e6 * seconds / sum(one.tokens for one in seen[name]) for seconds in spent[name]] for name in ways
-        }
-        for name, (server, client) in costs.items():
-            table.add_row(f"{streams}: {name}", f"{server:.0f}", f"{client:.0f}")
+        counted = {name: Counted(way) for name, way in ways.items()}
+        seen = await by_turns(counted, streams, count, SMALL.rounds[streams], leave=False)
+        costs = {}
+        for name, spent in counted.items():
+            tokens = sum(one.tokens for one in seen[name])
+            table.add_row(
+                f"{streams}: {name}", *(f"{1e6 * part / tokens:.0f}" for part in (spent.server, spent.client))
+            )
+            costs[name] = 1e6 * (spent.server + spent.client) / tokens
         found[str(streams)] = {
-            "us_a_token": round(sum(costs["Murmura"]), 1),
-            "cpu_over_http": round(sum(costs["Murmura"]) / sum(costs["HTTP"]), 3),
+            "us_a_token": round(costs["Murmura"], 1),
+            "cpu_over_http": round(costs["Murmura"] / costs["HTTP"], 3),
             "tokens_over_http": round(over(seen["Murmura"], seen["HTTP"]), 3),
         }
     return found
-
-
-def used(server: int) -> tuple[float, float]:
-    """Return the seconds that a server's process, without its children, and this one have computed."""
-    times = psutil.Process(server).cpu_times()
-    return times.user + times.system, time.process_time()
 
 
 def main() -> int:
@@ -81,7 +93,7 @@ def main() -> int:
         table.add_column(heading, justify="right")
     with three_ways(SMALL, bare=False) as ways:
         found = asyncio.run(closed(ways, compare(ways, table)))
-    _console.print(table)
+    Console(stderr=True).print(table)
     print(json.dumps(found))
     return 0
 

@@ -16,6 +16,7 @@ from services.dataset.catalogue import Catalogue, may_use
 from services.dataset.registry import Registry
 from services.dataset.units import Units, unpack
 from services.dataset.vault import Vault
+from tests.support.notes import cut, frame_of, split
 from tests.support.registered import add, resource
 
 ANALYST = Principal("ann@local", frozenset({"analyst"}))
@@ -29,28 +30,20 @@ def catalogue(tmp_path: Path) -> Catalogue:
 
 
 def frame(*operations: frames_pb2.Operation) -> frames_pb2.Frame:
-    return frames_pb2.Frame(dataset="datasets/notes", operations=operations)
+    return frame_of(resource(), *operations)
 
 
 def split_by_bar(index: int) -> frames_pb2.Operation:
-    text = frames_pb2.Expression(column="text")
-    bar = frames_pb2.Expression(literal=frames_pb2.Literal(string_value="|"))
-    number = frames_pb2.Expression(literal=frames_pb2.Literal(integer_value=index))
-    split = frames_pb2.Expression(
-        call=frames_pb2.Call(function=frames_pb2.FUNCTION_STRING_SPLIT, arguments=[text, bar])
-    )
-    item = frames_pb2.Call(function=frames_pb2.FUNCTION_LIST_GET, arguments=[split, number])
-    return frames_pb2.Operation(assign=frames_pb2.Assign(column="text", expression=frames_pb2.Expression(call=item)))
+    return split(index, "|")
 
 
 def test_describing_opens_no_row(catalogue: Catalogue) -> None:
     # The vault of this catalogue holds no row of the dataset at all: describing must do without.
-    cut = frames_pb2.Operation(slice=frames_pb2.Slice(start=1))
-    described = catalogue.describe(frame(cut, split_by_bar(1)), ANALYST)
+    described = catalogue.describe(frame(cut(1), split_by_bar(1)), ANALYST)
     assert (len(described.shape.slots), described.unit_count) == (2, 2)
     assert described.units.tolist() == [0, 1]
-    assert catalogue.describe(frame(frames_pb2.Operation(slice=frames_pb2.Slice(stop=2))), ANALYST).unit_count == 1
-    assert catalogue.describe(frame(frames_pb2.Operation(slice=frames_pb2.Slice(stop=0))), ANALYST).unit_count == 0
+    assert catalogue.describe(frame(cut(stop=2)), ANALYST).unit_count == 1
+    assert catalogue.describe(frame(cut(stop=0)), ANALYST).unit_count == 0
 
 
 def test_mock_rows_are_public_values_through_the_frame(catalogue: Catalogue) -> None:

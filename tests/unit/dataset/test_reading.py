@@ -22,6 +22,7 @@ from services.dataset.reading import untouched
 from services.dataset.registry import Registry
 from services.dataset.units import Units
 from services.dataset.vault import Piece, Vault
+from tests.support.notes import cut
 from tests.support.sent import rows_in
 
 ANALYST = Principal("ann@local", frozenset({"analyst"}))
@@ -69,10 +70,6 @@ def read(catalogue: Catalogue, *operations: frames_pb2.Operation, **columns: str
 
 def rename(**columns: str) -> frames_pb2.Operation:
     return frames_pb2.Operation(rename=frames_pb2.Rename(columns=columns))
-
-
-def cut(start: int | None = None, stop: int | None = None) -> frames_pb2.Operation:
-    return frames_pb2.Operation(slice=frames_pb2.Slice(start=start, stop=stop))
 
 
 def test_columns_that_are_left_alone_are_the_same_on_both_ways(holding: Make, monkeypatch: pytest.MonkeyPatch) -> None:

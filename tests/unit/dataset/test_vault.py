@@ -45,6 +45,8 @@ def test_erasing_the_key_erases_the_rows_even_from_a_backup(tmp_path: Path) -> N
     store(vault, "one", ROWS)
     backup = (tmp_path / "rows" / "one.rows.aes").read_bytes()
     vault.erase("one")
+    with pytest.raises(Sealed):
+        load(vault, "one")
     (tmp_path / "rows" / "one.rows.aes").write_bytes(backup)
     with pytest.raises(Sealed):
         load(vault, "one")
