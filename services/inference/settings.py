@@ -33,7 +33,7 @@ class InferenceSettings(ServiceSettings):
     tenant_max_running: int = Field(64, ge=1, description="requests of one tenant that run at once")
     tenant_max_waiting: int = Field(512, ge=0, description="requests of one tenant that wait")
     tenant_pieces_per_s: int = Field(
-        400, ge=0, description="of all streams of one tenant; 0: each token as it comes, however many streams"
+        200, ge=0, description="of all streams of one tenant; 0: each token as it comes, however many streams"
     )
     engine_gpu_memory: float = Field(
         0.9, gt=0, le=1, description="share of a GPU's memory for each engine; what else uses the GPU needs the rest"

@@ -52,9 +52,9 @@ def at(*path: str | int) -> Callable[[Any], float]:
 _HTTP = partial(
     Figure,
     peer="vLLM's HTTP server",
-    tried="On two shared cores the three ways differ by less than what one of them differs from run to run. Tried: all "
-    "three at once, taking turns prompt by prompt; a GPU, on which the three engines started and the time with it was "
-    "over. Not tried: more rounds, more cores.",
+    tried="The engine fills both cores, what stands before it takes a hundredth of them, and a round of one way "
+    "differs from its next by more than a tenth when the host is busy. Tried: an engine for each way, and, since, one "
+    "for all three, by turns. Not tried: a machine with a core to spare; a GPU, since there is one engine only.",
 )
 _ECHO = "a bare grpc.aio echo of the same messages"
 _PLAIN = "plain LoRA (PEFT), same model and rows"
@@ -122,6 +122,8 @@ def _streaming() -> tuple[Figure, ...]:
         found += [
             Figure(title, "vLLM's HTTP server", at(streams, "cpu_over_http")),
             Figure(f"{title}, µs", "a clock", at(streams, "us_a_token")),
+            Figure(f"tokens/s, {streams} streams", "vLLM's HTTP server", at(streams, "tokens_over_http")),
+            Figure(f"first token p99, {streams} streams", "vLLM's HTTP server", at(streams, "ttft_p99_over_http")),
         ]
     return tuple(found)
 

@@ -1,9 +1,9 @@
 """`make bench-inference`: what access control, isolation and provenance cost beside the engine they stand before.
 
 One random Llama with adapters, the same prompts, three ways to it: vLLM's AsyncLLM called in process, Murmura's
-inference service, and vLLM's own HTTP server. All three run at once and take turns, so that what the machine does
-meanwhile hits each alike; engine arguments and environment are the same. Prints a table for people on standard error
-and one JSON line on standard output.
+inference service, and vLLM's own HTTP server. All three lead to one engine and take turns, so that neither an engine's
+luck nor what the machine does meanwhile tells them apart. Prints a table for people on standard error and one JSON line
+on standard output.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from services.inference.engine import EngineSettings
-from services.inference.vllm_engine import set_environment
 from tests.bench.load import Seen, later, over, pooled
 from tests.bench.results import accelerator
-from tests.bench.ways import TOKENS, Bare, Http, Murmura
+from tests.bench.ways import TOKENS, Bare, Http, Murmura, start
+from tests.support.inference_process import Service
 from tests.support.random_models import make_adapter, make_base
 
 ADAPTERS = 8
@@ -63,7 +62,7 @@ CPU = Case(
     "cpu",
     torch.float32,
     dict(zip(_SHAPE, (1024, 2816, 12, 16, 4), strict=True)),
-    rounds={1: 12, 16: 3, 64: 3},
+    rounds={1: 12, 16: 4, 64: 4},
     requests={1: 1, 16: 32, 64: 64},
 )
 # 7.2 billion parameters: the layers of Llama 3.1 8B.
@@ -75,8 +74,7 @@ GPU = Case(
     requests={1: 1, 16: 48, 64: 192},
 )
 WORDS = 32_000
-# Three engines share a GPU.
-SETTINGS = {"max_context": 256, "max_adapters": 8, "max_resident_adapters": 8, "max_rank": 16, "gpu_memory": 0.28}
+SETTINGS = {"max_context": 256, "max_adapters": 8, "max_resident_adapters": 8, "max_rank": 16}
 _prompts = random.Random(5)
 T = TypeVar("T")
 _console = Console(stderr=True)
@@ -93,11 +91,14 @@ async def by_turns(
     """Send each round's requests every way, a different way first each time."""
     seen: dict[str, list[Seen]] = {name: [] for name in ways}
     for turn in range(rounds):
-        if turn % max(1, rounds // 10) == 0:
-            _console.print(f"{streams} streams: round {turn + 1} of {rounds}", style="dim")
         names, work = list(ways), requests(count)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             seen[name].append(await ways[name].measure(streams, work, leave=leave))
+        if turn % max(1, rounds // 10) == 0:
+            what = "first token, ms" if leave else "tokens/s"
+            found = ((name, 1e3 * max(s[-1].first) if leave else s[-1].rate) for name, s in seen.items())
+            told = ", ".join(f"{name} {value:.1f}" for name, value in found)
+            _console.print(f"{streams} streams, round {turn + 1} of {rounds}, {what}: {told}", style="dim")
     return seen
 
 
@@ -139,25 +140,20 @@ async def by_adapters(ways: dict[str, Any], case: Case, table: Table) -> float:
 
 
 @contextmanager
-def three_ways(case: Case, *, bare: bool = True) -> Iterator[dict[str, Any]]:
-    """Make a model and adapters, and start what serves them; the engine alone too, unless told otherwise."""
-    set_environment(EngineSettings())
+def serving(case: Case) -> Iterator[Service]:
+    """Make a model and adapters, and start what serves them."""
     directory = Path(tempfile.mkdtemp(prefix="bench-inference-"))
-    ways: dict[str, Any] = {}
+    service = None
     try:
-        _console.print("making a model and starting engines", style="dim")
+        _console.print("making a model and starting an engine", style="dim")
         base = make_base(directory / "base", WORDS, case.device, case.dtype, initializer_range=0.02, **case.shape)
-        torch.cuda.empty_cache()  # the engines want that memory
+        torch.cuda.empty_cache()  # the engine wants that memory
         adapters = [make_adapter(base, directory / f"a{n}", n, rank=16) for n in range(ADAPTERS)]
-        if bare:
-            ways["bare"] = Bare(base, adapters, SETTINGS)
-        ways["Murmura"] = Murmura(directory / "murmura", base, adapters, SETTINGS)
-        http = ways["HTTP"] = Http(directory / "http", base, adapters, SETTINGS)
-        http.wait()
-        yield ways
+        service = start(directory / "murmura", base, adapters, SETTINGS)
+        yield service
     finally:
-        for way in ways.values():
-            way.kill()
+        if service is not None:
+            service.process.kill()
         shutil.rmtree(directory)
 
 
@@ -183,7 +179,9 @@ def main() -> int:
     table.add_column("streams: way", no_wrap=True)
     for heading in ("tokens/s", "/ bare", "first p50, ms", "first p99, ms"):
         table.add_column(heading, justify="right")
-    with three_ways(case) as ways:
+    with serving(case) as service:
+        # The service first: the others ask for the adapters that it has loaded.
+        ways = {"Murmura": Murmura(service), "bare": Bare(service), "HTTP": Http(service)}
         found = asyncio.run(closed(ways, everything(ways, case, table)))
     _console.print(table)
     print(json.dumps(found))

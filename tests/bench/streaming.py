@@ -19,8 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.inference import ADAPTERS, Case, by_turns, closed, requests, three_ways
-from tests.bench.load import Seen, over
+from tests.bench.inference import ADAPTERS, Case, by_turns, closed, requests, serving
+from tests.bench.load import Seen, over, pooled
+from tests.bench.ways import Http, Murmura
 
 SMALL = Case(
     "cpu",
@@ -32,7 +33,7 @@ SMALL = Case(
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
     },
-    rounds={16: 7, 64: 5},
+    rounds={16: 15, 64: 9},
     requests={16: 64, 64: 128},
 )
 
@@ -40,12 +41,17 @@ SMALL = Case(
 class Counted:
     """A way, and what its rounds have spent.
 
+    Args:
+        way: that is sent the rounds.
+        process: of the server.
+
     Attributes:
         server, client: seconds that the server's process, without its children, and this one have computed.
     """
 
-    def __init__(self, way: Any) -> None:
+    def __init__(self, way: Any, process: int) -> None:
         self._way = way
+        self._process = psutil.Process(process)
         self.server = self.client = 0.0
 
     async def measure(self, streams: int, work: list[tuple[str, int]], *, leave: bool = False) -> Seen:
@@ -58,19 +64,19 @@ class Counted:
         return seen
 
     def _used(self) -> tuple[float, float]:
-        times = psutil.Process(self._way.process).cpu_times()
+        times = self._process.cpu_times()
         return times.user + times.system, time.process_time()
 
 
-async def compare(ways: dict[str, Any], table: Table) -> dict[str, Any]:
-    """Count what each way spends on a token; returns figures by streams."""
+async def compare(ways: dict[str, Any], process: int, table: Table) -> dict[str, Any]:
+    """Count what each way spends on a token, in the server's process and here; returns figures by streams."""
     for way in ways.values():
         await way.measure(16, requests(16, ADAPTERS))
     found: dict[str, Any] = {}
     for streams, count in SMALL.requests.items():
-        counted = {name: Counted(way) for name, way in ways.items()}
+        counted = {name: Counted(way, process) for name, way in ways.items()}
         seen = await by_turns(counted, streams, count, SMALL.rounds[streams], leave=False)
-        costs = {}
+        costs, firsts = {}, {name: pooled(rounds)[2] for name, rounds in seen.items()}
         for name, spent in counted.items():
             tokens = sum(one.tokens for one in seen[name])
             table.add_row(
@@ -81,6 +87,7 @@ async def compare(ways: dict[str, Any], table: Table) -> dict[str, Any]:
             "us_a_token": round(costs["Murmura"], 1),
             "cpu_over_http": round(costs["Murmura"] / costs["HTTP"], 3),
             "tokens_over_http": round(over(seen["Murmura"], seen["HTTP"]), 3),
+            "ttft_p99_over_http": round(firsts["Murmura"] / firsts["HTTP"], 3),
         }
     return found
 
@@ -91,8 +98,9 @@ def main() -> int:
     table.add_column("streams: way", no_wrap=True)
     for heading in ("server", "client"):
         table.add_column(heading, justify="right")
-    with three_ways(SMALL, bare=False) as ways:
-        found = asyncio.run(closed(ways, compare(ways, table)))
+    with serving(SMALL) as service:
+        ways = {"Murmura": Murmura(service), "HTTP": Http(service)}
+        found = asyncio.run(closed(ways, compare(ways, service.process.pid, table)))
     Console(stderr=True).print(table)
     print(json.dumps(found))
     return 0

@@ -58,14 +58,14 @@ def jwk(key: Ed25519PrivateKey, kid: str, may_issue: list[str]) -> dict[str, obj
     return {"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": x, "may_issue": may_issue}
 
 
-def start(environment: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
+def start(
+    environment: dict[str, str], log: Path, module: str = "services.inference"
+) -> tuple[subprocess.Popen[bytes], int]:
     """Start the process and wait until it serves."""
     listening = Path(environment["MURMURA_STATE_DIR"]) / "listening"
     listening.unlink(missing_ok=True)
     with log.open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.inference"], env=environment, stdout=out, stderr=out
-        )
+        process = subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=out, stderr=out)
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         if listening.exists() and listening.read_text().endswith("\n"):
@@ -87,7 +87,15 @@ def health(port: int) -> int | None:
     return int(answer.status)
 
 
-def deploy(root: Path, engine: str, base: Path, trainer: Ed25519PrivateKey, **settings: str) -> Service:
+def deploy(
+    root: Path,
+    engine: str,
+    base: Path,
+    trainer: Ed25519PrivateKey,
+    *,
+    module: str = "services.inference",
+    **settings: str,
+) -> Service:
     """Start a service on one base model, `baseModels/tiny`; its artifact store is `root/artifacts`.
 
     Args:
@@ -95,6 +103,7 @@ def deploy(root: Path, engine: str, base: Path, trainer: Ed25519PrivateKey, **se
         engine: `vllm` or `transformers`.
         base: directory of the base model.
         trainer: whose adapters it takes.
+        module: that is run.
         **settings: more of its variables, without their prefix.
     """
     deployment = Ed25519PrivateKey.generate()
@@ -115,5 +124,5 @@ def deploy(root: Path, engine: str, base: Path, trainer: Ed25519PrivateKey, **se
         **settings,
     }
     environment = os.environ | {f"MURMURA_{name}": value for name, value in chosen.items()}
-    process, port = start(environment, root / "log")
+    process, port = start(environment, root / "log", module)
     return Service(engine, process, port, root, deployment, environment)
