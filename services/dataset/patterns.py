@@ -60,7 +60,8 @@ def check(function: str, given: Sequence[object]) -> None:
         return
     if function.startswith("REGEX_"):
         groups = regex(second)
-        if function == "REGEX_EXTRACT" and not 0 <= int(str(given[2])) <= groups:
+        group = given[2] if function == "REGEX_EXTRACT" and len(given) > 2 else None
+        if isinstance(group, int) and not 0 <= group <= groups:
             raise Unsound(f"the pattern has {groups} groups; group 0 is the whole match")
         if function == "REGEX_REPLACE" and empty_match(second):
             raise Unsound("the pattern matches the empty text")

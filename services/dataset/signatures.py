@@ -73,7 +73,7 @@ ALLOWED: dict[str, Signature] = {
     "STRING_LENGTH": Signature((_S,), INTEGER),
     "STRING_FIND": Signature((_S, _S), INTEGER),
     "STRING_COUNT": Signature((_S, _S), INTEGER),
-    "REGEX_EXTRACT": Signature((_S, _S, _I), STRING, constants=frozenset({1, 2})),
+    "REGEX_EXTRACT": Signature((_S, _S, _I), STRING, optional=1, constants=frozenset({1, 2})),
     "REGEX_REPLACE": Signature((_S, _S, _S), STRING, constants=frozenset({1, 2}), grows=True),
     "REGEX_MATCHES": Signature((_S, _S), BOOLEAN, constants=_SECOND),
     "JSON_EXTRACT": Signature((_S, _S), STRING, constants=_SECOND, grows=True),

@@ -78,7 +78,8 @@ def call(function: str, subject: pl.Expr, rest: list[Any]) -> pl.Expr:
         case "STRING_LENGTH":
             return subject.str.len_chars().cast(pl.Int64)
         case "REGEX_EXTRACT":
-            return _matched(subject).str.extract(first, rest[1])
+            group = rest[1] if len(rest) > 1 else None
+            return _matched(subject).str.extract(first, min(1, patterns.regex(first)) if group is None else group)
         case "REGEX_REPLACE":
             return _substitute(_matched(subject), first, rest[1])
         case "REGEX_MATCHES":

@@ -160,6 +160,8 @@ def test_patterns_match_as_python_matches(pattern, texts):
     )
     found = [None if text is None or not (m := re.search(pattern, text)) else m[group] for text in texts]
     same(made(call("REGEX_EXTRACT", ONE, pattern, group), **columns), found)
+    # Which group is meant need not be said: the first, where there is one.
+    same(made(call("REGEX_EXTRACT", ONE, pattern), **columns), found)
     replaced = [plainly(lambda t: re.sub(pattern, lambda _: "$1\\", t), text) for text in texts]
     same(made(call("REGEX_REPLACE", ONE, pattern, "$1\\"), **columns), replaced)
 

@@ -101,7 +101,9 @@ class _FunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Function.Val
     FUNCTION_STRING_LENGTH: _Function.ValueType  # 15
     """(string) -> integer; characters."""
     FUNCTION_REGEX_EXTRACT: _Function.ValueType  # 16
-    """(string, RE2 pattern, group) -> string; fails where there is no match."""
+    """(string, RE2 pattern[, group]) -> string; fails where there is no match. Without a group it is the first if the
+    pattern has one, or else all that matches.
+    """
     FUNCTION_REGEX_REPLACE: _Function.ValueType  # 17
     """(string, RE2 pattern, replacement) -> string; the replacement is taken literally."""
     FUNCTION_REGEX_MATCHES: _Function.ValueType  # 18
@@ -217,7 +219,9 @@ FUNCTION_STRING_ENDS_WITH: Function.ValueType  # 14
 FUNCTION_STRING_LENGTH: Function.ValueType  # 15
 """(string) -> integer; characters."""
 FUNCTION_REGEX_EXTRACT: Function.ValueType  # 16
-"""(string, RE2 pattern, group) -> string; fails where there is no match."""
+"""(string, RE2 pattern[, group]) -> string; fails where there is no match. Without a group it is the first if the
+pattern has one, or else all that matches.
+"""
 FUNCTION_REGEX_REPLACE: Function.ValueType  # 17
 """(string, RE2 pattern, replacement) -> string; the replacement is taken literally."""
 FUNCTION_REGEX_MATCHES: Function.ValueType  # 18
