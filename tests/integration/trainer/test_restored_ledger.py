@@ -9,7 +9,7 @@ from typing import Any
 
 from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from murmura.api.trainer.v1 import trainer_pb2
-from tests.integration.trainer.test_training_jobs import refusal
+from tests.support.training_jobs import refusal
 
 
 def back_up(cluster: Any, place: Path) -> None:

@@ -5,41 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import signal
 import uuid
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf import json_format
-from google.rpc import error_details_pb2, status_pb2
 
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.ledger.v1 import ledger_pb2
-from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
+from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2
 from services.common.tokens import TrustedKeys
-
-LONG = {"epochs": 2_000.0}  # far more steps than a test has time for
-
-
-def refusal(call: Any) -> tuple[str, dict[str, str]]:
-    """Return the reason and the metadata with which a call is refused."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    metadata: Any = caught.value.trailing_metadata()  # type: ignore[attr-defined]
-    status = status_pb2.Status.FromString(dict(metadata)["grpc-status-details-bin"])
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return info.reason.removeprefix("ERROR_REASON_"), dict(info.metadata)
-
-
-def cancel(cluster: Any, name: str) -> Any:
-    request = trainer_service_pb2.CancelTrainingJobRequest(request_id=str(uuid.uuid4()), name=name)
-    return cluster.trainer.CancelTrainingJob(request, metadata=cluster.who(), timeout=20).training_job
-
-
-def stepped(cluster: Any, name: str) -> bool:
-    return bool(cluster.job(name).completed_steps > 0)
+from tests.support.training_jobs import LONG, cancel, refusal, stepped
 
 
 def test_private_job_succeeds_and_costs_exactly_its_plan(cluster: Any, notes: list[dict[str, Any]]) -> None:
@@ -228,6 +204,20 @@ def test_cancel_before_the_start_gives_everything_back_and_a_retry_charges_once(
     cluster.wait(lambda: not cluster.workers(job.name), "the worker is gone")
 
 
+def test_cancel_during_the_run_charges_the_attested_steps(cluster: Any, notes: list[dict[str, Any]]) -> None:
+    dataset = cluster.register(notes)
+    name = cluster.create(cluster.spec(dataset, **LONG)).name
+    cluster.wait(lambda: stepped(cluster, name), "the worker takes steps")
+    cancel(cluster, name)
+    job = cluster.ended(name)
+    assert job.state == trainer_pb2.JOB_STATE_CANCELLED
+    assert 0 < job.completed_steps < job.plan.steps
+    reservation = cluster.reservation(job.reservation)
+    assert reservation.state == ledger_pb2.RESERVATION_STATE_COMMITTED
+    assert 0 < reservation.committed.units < job.plan.statement.price.units
+    cluster.wait(lambda: not cluster.workers(name), "the worker is gone")
+
+
 def test_over_budget_is_refused_with_what_is_left(cluster: Any, notes: list[dict[str, Any]]) -> None:
     dataset = cluster.register(notes, epsilon=1.0)
     reason, metadata = refusal(lambda: cluster.create(cluster.spec(dataset, 3.0, epochs=5.0)))
@@ -271,107 +261,3 @@ def test_foreign_jobs_do_not_exist(cluster: Any, notes: list[dict[str, Any]]) ->
         cancelling = trainer_service_pb2.CancelTrainingJobRequest(request_id=str(uuid.uuid4()), name=name)
         cluster.trainer.CancelTrainingJob(cancelling, metadata=metadata, timeout=20)
     cluster.wait(lambda: not cluster.workers(), "the workers are gone")
-
-
-def kill(cluster: Any, name: str, attempt: int, how: signal.Signals) -> None:
-    """End the worker of an attempt once it has begun."""
-
-    def at_work() -> bool:
-        job = cluster.job(name)
-        return bool(job.attempt == attempt and job.stage == "training" and cluster.workers(name))
-
-    cluster.wait(at_work, f"the worker of attempt {attempt} is at work")
-    for worker in cluster.workers(name):
-        worker.send_signal(how)
-
-
-def test_a_job_outlives_its_workers_and_is_charged_once(cluster: Any, notes: list[dict[str, Any]]) -> None:
-    dataset = cluster.register(notes)
-    name = cluster.create(cluster.spec(dataset, epochs=250.0)).name
-    cluster.wait(lambda: stepped(cluster, name), "the worker takes steps")
-    kill(cluster, name, 1, signal.SIGTERM)
-    cluster.wait(lambda: cluster.job(name).attempt == 2, "another worker takes over")
-    sealed = list((cluster.state("trainer") / "checkpoints").glob("*.sealed"))
-    assert [path.stem for path in sealed] == [name.removeprefix("trainingJobs/")]
-    assert b"xylophone" not in sealed[0].read_bytes()
-    kill(cluster, name, 2, signal.SIGKILL)
-    job = cluster.ended(name)
-    assert job.state == trainer_pb2.JOB_STATE_SUCCEEDED, job
-    assert job.attempt == 3
-    assert cluster.account(dataset.account).spent == job.plan.statement.price
-    assert cluster.account(dataset.account).pending == privacy_pb2.Price()
-    assert not sealed[0].exists()
-
-
-def test_a_worker_believed_dead_can_write_nothing(cluster: Any, notes: list[dict[str, Any]]) -> None:
-    dataset = cluster.register(notes)
-    name = cluster.create(cluster.spec(dataset, **LONG)).name
-    cluster.wait(lambda: stepped(cluster, name), "the worker takes steps")
-    folder = cluster.state("trainer") / "workers" / name.removeprefix("trainingJobs/")
-    old = (("authorization", f"Bearer {(folder / 'token').read_text()}"),)
-    kill(cluster, name, 1, signal.SIGKILL)
-    cluster.wait(lambda: cluster.job(name).attempt == 2, "another worker takes over")
-    new = (("authorization", f"Bearer {(folder / 'token').read_text()}"),)
-    workers = trainer_service_pb2_grpc.WorkerServiceStub(grpc.insecure_channel(cluster.endpoints["trainer"]))
-    job = {"job": name, "attempt": 1}
-    calls = {
-        "Heartbeat": trainer_service_pb2.HeartbeatRequest(**job, completed_steps=5),
-        "SaveCheckpoint": iter([trainer_service_pb2.SaveCheckpointRequest(**job, completed_steps=5, data=b"old")]),
-        "UploadAdapter": iter(
-            [trainer_service_pb2.UploadAdapterRequest(**job, completed_steps=cluster.job(name).plan.steps)]
-        ),
-        "ReportFailure": trainer_service_pb2.ReportFailureRequest(
-            **job, attested_steps=1, cause=trainer_service_pb2.FAILURE_CAUSE_STOPPED
-        ),
-        "GetAssignment": trainer_service_pb2.GetAssignmentRequest(job=name),
-    }
-    for method, request in calls.items():
-        found, _ = refusal(lambda m=method, r=request: getattr(workers, m)(r, metadata=old, timeout=20))
-        assert found == "WORKER_FENCED", method
-    # Nor with the token that the launcher left for its successor.
-    saving = iter([trainer_service_pb2.SaveCheckpointRequest(**job, completed_steps=5, data=b"old")])
-    assert refusal(lambda: workers.SaveCheckpoint(saving, metadata=new, timeout=20))[0] == "WORKER_FENCED"
-    cancel(cluster, name)
-    assert cluster.ended(name).state == trainer_pb2.JOB_STATE_CANCELLED
-
-
-def test_a_job_whose_workers_keep_dying_fails_and_is_charged_in_full(cluster: Any, notes: list[dict[str, Any]]) -> None:
-    dataset = cluster.register(notes)
-    name = cluster.create(cluster.spec(dataset, **LONG)).name
-    for attempt in (1, 2, 3):
-        kill(cluster, name, attempt, signal.SIGKILL)
-    job = cluster.ended(name)
-    assert job.state == trainer_pb2.JOB_STATE_FAILED
-    assert job.error.message
-    assert not job.adapter
-    assert cluster.reservation(job.reservation).committed == job.plan.statement.price
-
-
-def test_cancel_during_the_run_charges_the_attested_steps(cluster: Any, notes: list[dict[str, Any]]) -> None:
-    dataset = cluster.register(notes)
-    name = cluster.create(cluster.spec(dataset, **LONG)).name
-    cluster.wait(lambda: stepped(cluster, name), "the worker takes steps")
-    cancel(cluster, name)
-    job = cluster.ended(name)
-    assert job.state == trainer_pb2.JOB_STATE_CANCELLED
-    assert 0 < job.completed_steps < job.plan.steps
-    reservation = cluster.reservation(job.reservation)
-    assert reservation.state == ledger_pb2.RESERVATION_STATE_COMMITTED
-    assert 0 < reservation.committed.units < job.plan.statement.price.units
-    cluster.wait(lambda: not cluster.workers(name), "the worker is gone")
-
-
-def test_killed_trainer_finds_its_worker_again(cluster: Any, notes: list[dict[str, Any]]) -> None:
-    dataset = cluster.register(notes)
-    name = cluster.create(cluster.spec(dataset, epochs=250.0)).name
-    cluster.wait(lambda: stepped(cluster, name), "the worker takes steps")
-    (worker,) = cluster.workers(name)
-    cluster.kill("trainer")
-    cluster.start("trainer")
-    assert worker.is_running()
-    job = cluster.ended(name)
-    assert job.state == trainer_pb2.JOB_STATE_SUCCEEDED, job
-    assert job.attempt == 1
-    account = cluster.account(dataset.account)
-    assert account.spent == job.plan.statement.price
-    assert account.pending == privacy_pb2.Price()
