@@ -71,6 +71,7 @@ def test_an_audit_and_a_report(murmura_up: Callable[[str], Layout], tmp_path: Pa
         (("--set", "epochs"), "give NAME=VALUE"),
         (("--set", "epochs=many"), "is no number"),
         (("--set", "speed=3"), "No setting speed"),
+        (("--set", "batch_size=2.5"), "batch_size is a whole number, not 2.5"),
         (("--canaries", "{ward}"), "there are {name}, {word}, {number}"),
     ):
         refused = command("plan", *wish, *wrong)

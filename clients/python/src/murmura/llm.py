@@ -71,7 +71,8 @@ class LLM(Sampler):
                 clipping_norm. What is left out gets a default that works.
 
         Raises:
-            InvalidInput: if a setting does not exist, a column does not, or the columns do not go together.
+            InvalidInput: if a setting does not exist or is no number, a column does not exist, or the columns do not go
+                together.
         """
         if not isinstance(X, RemoteFrame):
             raise InvalidInput(f"fit takes a remote frame, not a {type(X).__name__}: client.dataset('…').as_pandas().")
@@ -109,7 +110,7 @@ class Model(Sampler):
         self._base = base
         self._frame = X
         self._columns = columns
-        self._settings = {name: _SETTINGS[name](value) for name, value in settings.items()}
+        self._settings = {name: _setting(name, value) for name, value in settings.items()}
         self.job: trainer_pb2.TrainingJob | None = None
 
     def spec(
@@ -209,6 +210,18 @@ class Model(Sampler):
 
 # Numbers of the contract's TextFormat, by what the first column holds.
 _FORMATS: dict[str, Any] = {"text": 1, "prompt": 2, "messages": 3}
+
+
+def _setting(name: str, value: Any) -> Any:
+    """Return a setting as the contract has it: a whole number, or any."""
+    try:
+        number = float(value)
+        whole = number.is_integer()
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{name} is a number, not {value!r}.") from None
+    if _SETTINGS[name] is int and not whole:
+        raise InvalidInput(f"{name} is a whole number, not {value!r}.")
+    return _SETTINGS[name](number)
 
 
 def _columns(text: str | None, prompt: str | None, completion: str | None, messages: str | None) -> dict[str, str]:
