@@ -100,6 +100,8 @@ def test_fit_checks_before_anything_is_asked_of_anyone(frame):
         lambda: llm.fit([1, 2]),
         lambda: llm.fit(frame, text_field="absent"),
         lambda: llm.fit(frame, epoch=3),
+        lambda: llm.fit(frame, batch_size=2.5),
+        lambda: llm.fit(frame, epochs="many"),
         lambda: llm.fit(frame).spec("lots"),
         lambda: llm.fit(frame).spec(True),
     ):

@@ -240,7 +240,10 @@ def test_public_facts_come_as_they_are(frame, printed):
     assert outcome(printed) == "public, (10, 2)"
 
 
-@pytest.mark.parametrize("fact", [lambda f: f.units, lambda f: f.columns, lambda f: RemoteDataset(f.client, DATASET)])
+FACTS = [lambda f: f.units, lambda f: f.columns, lambda f: f.dtypes, lambda f: RemoteDataset(f.client, DATASET)]
+
+
+@pytest.mark.parametrize("fact", FACTS)
 def test_all_public_facts_say_that_they_are(frame, printed, fact):
     obj = fact(frame)
     assert murmura.eval(obj) == obj

@@ -88,6 +88,18 @@ def with_format(data):
     return f"{data:>9}!"
 
 
+def with_repr(data):
+    return f"{data}: {data!r}"
+
+
+def with_group(data):
+    return data.sub(r"(\w+)", r"\1!")
+
+
+def with_dict(data):
+    return {"m": "male"}[data]
+
+
 def with_cut_fstring(data):
     return f"{data}!"[:5]
 
@@ -128,6 +140,9 @@ def a_constant(data):
         (with_if, "`if text:`"),
         (with_loop, "loop"),
         (with_format, r'return f"{data:>9}!"'),
+        (with_repr, "`repr`"),
+        (with_group, "names a group"),
+        (with_dict, "looked up in a dict"),
         (with_cut_fstring, "cut or changed"),
         (with_compared_fstring, "a comparison or a key"),
         (with_key, "a comparison or a key"),

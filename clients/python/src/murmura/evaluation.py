@@ -18,7 +18,7 @@ from murmura.dataset import RemoteDataset
 from murmura.errors import InvalidInput, NotAllowed, Unreachable
 from murmura.frame import RemoteFrame
 from murmura.llm import Model
-from murmura.outcomes import MockRows, PublicInt, PublicList, PublicTuple
+from murmura.outcomes import MockRows, PublicDict, PublicInt, PublicList, PublicTuple
 from murmura.series import RemoteSeries
 from murmura.statistics import RemoteStatistic, column_of
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from murmura.audit import Canaries
     from murmura.client import Client
 
-_PUBLIC = (PublicTuple, PublicList, PublicInt, RemoteDataset)
+_PUBLIC = (PublicTuple, PublicList, PublicDict, PublicInt, RemoteDataset)
 _TAKES = (
     "a model (LLM(…).fit(X)), a statistic (X['age'].mean(lower=0, upper=120), X.count()), a remote frame or column, or "
     "what is public of one (X.shape, X.columns, X.units, a dataset)"

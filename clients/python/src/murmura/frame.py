@@ -7,17 +7,19 @@ which checks every operation; the rows themselves never do.
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from murmura.accessors import SERIES_FEATURES
 from murmura.api.dataset.v1 import dataset_service_pb2 as messages
 from murmura.api.dataset.v1 import expressions_pb2 as pb
 from murmura.counts import extent
 from murmura.errors import InvalidInput, NotSupported
-from murmura.outcomes import MockRows, PublicInt, PublicList, PublicTuple
+from murmura.outcomes import MockRows, PublicDict, PublicInt, PublicList, PublicTuple
 from murmura.proxies import of_type
-from murmura.recording import encode
-from murmura.series import SERIES_FEATURES, RemoteSeries
+from murmura.recording import call, columns_of, encode
+from murmura.series import RemoteSeries
 from murmura.statistics import FrameStatistics
 from murmura.tracing import column
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 FRAME_FEATURES = (
     "df.rename(columns={old: new}), df['column'], df['column'] = series or constant, df[['a', 'b']], df[condition], "
-    "df.fillna(value or {column: value}), df.drop(columns=[…]), "
-    "df.iloc[start:stop], df.columns, df.shape, len(df), df.head(), df.copy(), df.count()"
+    "df.fillna(value or {column: value}), df.dropna(subset=[…]), df.drop(columns=[…]), df.assign(column=…), df.column, "
+    "df.iloc[start:stop], df.columns, df.dtypes, df.shape, len(df), df.head(), df.copy(), df.count()"
 )
 _KINDS: dict[type, tuple[pb.ValueType.ValueType, ...]] = {
     str: (pb.VALUE_TYPE_STRING,),
@@ -70,6 +72,12 @@ class RemoteFrame(FrameStatistics):
         return PublicList(item.name for item in self._describe().schema.columns)
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """The type of each column: string, integer, float, boolean or timestamp."""
+        types = {item.name: pb.ValueType.Name(item.type) for item in self._describe().schema.columns}
+        return PublicDict({name: kind.removeprefix("VALUE_TYPE_").lower() for name, kind in types.items()})
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Slots and columns. Slots are public: a row that a filter empties still counts."""
         return PublicTuple((self._describe().row_count, len(self.columns)))
@@ -93,6 +101,34 @@ class RemoteFrame(FrameStatistics):
         names = [columns] if isinstance(columns, str) else columns
         return self._then(pb.Operation(drop=pb.Drop(columns=names)))
 
+    def dropna(self, *, subset: str | list[str] | None = None) -> RemoteFrame:
+        """Return a frame without the rows that lack a value; their slots stay, and are empty.
+
+        Args:
+            subset: the columns that must have one; all by default.
+        """
+        names = [subset] if isinstance(subset, str) else subset or self.columns
+        present = [call("NOT", call("IS_NULL", column(name))) for name in names]
+        return self._then(pb.Operation(filter=pb.Filter(predicate=call("AND", *present))))
+
+    def assign(self, **columns: Any) -> RemoteFrame:
+        """Return a frame with columns set.
+
+        Args:
+            **columns: a constant, a series of this frame, or a function that is given the frame with those before set.
+        """
+        frame = self.copy()
+        for number, (name, value) in enumerate(columns.items()):
+            if isinstance(value, RemoteSeries) and value.frame == self._frame:
+                if changed := columns_of(value.expression) & set(list(columns)[:number]):
+                    raise InvalidInput(
+                        f"{name!r} is made of {', '.join(sorted(changed))}, which is set before it. Write "
+                        f"{name}=lambda X: X[…] to take it as it is then, or put it first to take it as it was."
+                    )
+                value = RemoteSeries(frame, of_type(pb.VALUE_TYPE_UNSPECIFIED, value.expression))
+            frame[name] = value(frame) if callable(value) else value
+        return frame
+
     def copy(self) -> RemoteFrame:
         """Return a frame that later assignments to this one leave alone."""
         return RemoteFrame(self._client, self.proto)
@@ -109,7 +145,9 @@ class RemoteFrame(FrameStatistics):
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def __getitem__(self, key: str | list[str] | RemoteSeries) -> Any:
+    def __getitem__(self, key: str | list[str] | RemoteSeries | Callable[[RemoteFrame], Any]) -> Any:
+        if callable(key):
+            key = key(self)
         if isinstance(key, str):
             if key not in self.columns:
                 raise InvalidInput(f"No column {key!r}; this frame has {', '.join(self.columns)}.")
@@ -131,7 +169,12 @@ class RemoteFrame(FrameStatistics):
                 f"Supported: {SERIES_FEATURES}."
             )
         expression = value.expression if isinstance(value, RemoteSeries) else encode(value)
-        changed = self._then(pb.Operation(assign=pb.Assign(column=name, expression=expression)))
+        self._become(self._then(pb.Operation(assign=pb.Assign(column=name, expression=expression))))
+
+    def __delitem__(self, name: str) -> None:
+        self._become(self.drop(columns=name))
+
+    def _become(self, changed: RemoteFrame) -> None:
         self._frame, self._description = changed._frame, changed._description
 
     def fillna(self, value: Any) -> RemoteFrame:
@@ -156,10 +199,19 @@ class RemoteFrame(FrameStatistics):
                 f"This series belongs to another state of the frame; take it from the frame you use it on: {spelling}."
             )
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if name in (item.name for item in self._describe().schema.columns):
+            return self[name]
         raise NotSupported(f"`df.{name}` is not available on a remote frame. Supported: {FRAME_FEATURES}.")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # pandas sets a column that exists, and else an attribute that no operation sees.
+        if not name.startswith("_"):
+            spelling = "df = df.rename(columns={old: new})" if name == "columns" else f"df[{name!r}] = …"
+            raise NotSupported(f"Write {spelling}. Supported: {FRAME_FEATURES}.")
+        super().__setattr__(name, value)
 
     def __iter__(self) -> NoReturn:
         raise NotSupported("Rows of a remote frame cannot be looped over: they stay where they are.")

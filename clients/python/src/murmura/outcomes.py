@@ -26,6 +26,10 @@ class PublicList(list[Any]):
     """A list that is public of a remote object, such as the columns of a frame."""
 
 
+class PublicDict(dict[str, Any]):
+    """What is public of each column of a remote frame, such as its type."""
+
+
 class PublicInt(int):
     """A number that is public of a remote object, such as its privacy units."""
 

@@ -7,15 +7,17 @@ each other, and apart they would import in circles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from murmura import templates
 from murmura.api.dataset.v1 import expressions_pb2 as pb
-from murmura.recording import Recorded, call, encode, refuse
+from murmura.recording import Recorded, call, encode, lookup, refuse
 
 CASTS = {int: "INTEGER", float: "FLOAT", str: "STRING", bool: "BOOLEAN"}
 _BOOLEAN = pb.VALUE_TYPE_BOOLEAN
+_GROUP = re.compile(r"\\(\d|g<)")
 
 
 def of_type(kind: pb.ValueType.ValueType, expression: pb.Expression) -> Proxy:
@@ -90,12 +92,16 @@ class Proxy(Recorded):
     __le__ = _compare("LESS_OR_EQUAL")
     __gt__ = _compare("GREATER")
     __ge__ = _compare("GREATER_OR_EQUAL")
-    __hash__ = None  # type: ignore[assignment]
+
+    def __hash__(self) -> NoReturn:
+        refuse("a row's value cannot be looked up in a dict or a set; write s.map({…}), or s.isin([…])")
 
     def astype(self, kind: type) -> Proxy:
         """Record a conversion; a row on which it fails disappears."""
         if kind not in CASTS:
             refuse("`astype` takes int, float, str or bool")
+        if kind is bool and isinstance(self, TextProxy):
+            refuse("every text but the empty one would be true, 'False' as well; write s == 'True', or s.len() > 0")
         made = call("CAST", self, CASTS[kind])
         return TextProxy(made) if kind is str else ValueProxy(made)
 
@@ -127,10 +133,17 @@ class Proxy(Recorded):
         """Record the value where a condition does not hold, and another elsewhere."""
         return self._same(call("IF", condition, other, self))
 
+    def map(self, table: Mapping[Any, object]) -> Proxy:
+        """Record what a table has for the value; where it has nothing, there is no value."""
+        made = lookup(self, table)
+        return TextProxy(made) if any(isinstance(value, str) for value in table.values()) else ValueProxy(made)
+
     def _same(self, expression: pb.Expression) -> Proxy:
         return type(self)(expression)
 
     def __repr__(self) -> str:
+        if templates.is_recording():
+            refuse("`repr` of a row's value cannot be recorded; write an f-string with a plain field")
         return f"<the {self._kind} of each row>"
 
 
@@ -157,6 +170,7 @@ class ValueProxy(Proxy):
     __rmod__ = _arithmetic("MODULO", swapped=True)
     __and__ = __rand__ = _logic("AND")
     __or__ = __ror__ = _logic("OR")
+    __xor__ = __rxor__ = _logic("NOT_EQUAL")
 
     def __invert__(self) -> ValueProxy:
         return ValueProxy(call("NOT", self), _BOOLEAN)
@@ -178,6 +192,11 @@ class ValueProxy(Proxy):
     hour = property(lambda self: ValueProxy(call("HOUR", self)))
     minute = property(lambda self: ValueProxy(call("MINUTE", self)))
     second = property(lambda self: ValueProxy(call("SECOND", self)))
+
+    def clip(self, lower: object = None, upper: object = None) -> Proxy:
+        """Record the value, or the bound that it lies beyond."""
+        made: Proxy = self if lower is None else self.mask(self < lower, lower)
+        return made if upper is None else made.mask(self > upper, upper)
 
     def weekday(self) -> ValueProxy:
         """Record `datetime.weekday`: Monday is 0."""
@@ -259,11 +278,14 @@ class TextProxy(Proxy):
 
     def extract(self, pattern: str, group: int | None = None) -> TextProxy:
         """Record what a regular expression matches: its first group if it has one, or else all of it."""
-        chosen = int("(" in pattern.replace("(?", "")) if group is None else group
-        return self._text("REGEX_EXTRACT", pattern, chosen)
+        return self._text("REGEX_EXTRACT", pattern, *_given(group))
 
     def sub(self, pattern: str, new: str) -> TextProxy:
         """Record a replacement, taken literally, of whatever a regular expression matches."""
+        if isinstance(new, str) and _GROUP.search(new):
+            refuse(
+                r"a replacement that names a group, such as `\1`, cannot be recorded; take it with s.extract(pattern)"
+            )
         return self._text("REGEX_REPLACE", pattern, new)
 
     def json(self, path: str) -> TextProxy:
@@ -308,7 +330,7 @@ class ListProxy(Proxy):
         return ValueProxy(call("LIST_LENGTH", self))
 
 
-def _given(value: str | None) -> tuple[str, ...]:
+def _given(value: object) -> tuple[object, ...]:
     return () if value is None else (value,)
 
 

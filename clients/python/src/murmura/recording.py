@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from murmura import templates
 from murmura.api.dataset.v1 import expressions_pb2 as pb
@@ -57,6 +58,28 @@ def encode(value: object) -> pb.Expression:
     if isinstance(value, pb.Expression):
         return value
     return value._expression if isinstance(value, Recorded) else literal(value)
+
+
+def lookup(value: object, table: Mapping[Any, object]) -> pb.Expression:
+    """Make what a table has for a value, by halves, so that the tree stays shallow; no value where it has nothing."""
+
+    def choose(keys: list[Any]) -> object:
+        if len(keys) == 1:
+            return table[keys[0]]
+        half = len(keys) // 2
+        return call("IF", call("IN", value, *keys[:half]), choose(keys[:half]), choose(keys[half:]))
+
+    keys = list(table)
+    if not keys:
+        refuse("an empty table has nothing for any row")
+    return call("IF", call("IN", value, *keys), choose(keys), None)
+
+
+def columns_of(expression: pb.Expression) -> set[str]:
+    """Return the names of the columns that an expression reads."""
+    if expression.WhichOneof("kind") == "column":
+        return {expression.column}
+    return set().union(*(columns_of(argument) for argument in expression.call.arguments))
 
 
 def refuse(what: str) -> NoReturn:

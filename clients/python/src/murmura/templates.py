@@ -42,6 +42,11 @@ def recording() -> Iterator[None]:
         _fields.reset(token)
 
 
+def is_recording() -> bool:
+    """Say whether a function is being traced."""
+    return _fields.get() is not None
+
+
 def field(expression: pb.Expression) -> str:
     """Return the mark of a field.
 

@@ -27,7 +27,8 @@ SUPPORTED = (
     "s.extract(pattern), s.sub(pattern, new), s.json('$.member'), s.strptime(format), t.strftime(format), t.year, "
     "t.month, t.day, t.hour, t.minute, t.second, t.weekday(), s.astype(int), + - * / // %, abs, round, "
     "== != < <= > >=, & | ~, "
-    "s.isna(), s.notna(), s.fillna(value), s.isin([…]), s.between(a, b), murmura.where(condition, a, b)"
+    "s.isna(), s.notna(), s.fillna(value), s.isin([…]), s.map({value: other}), s.between(a, b), x.clip(a, b), "
+    "murmura.where(condition, a, b)"
 )
 
 
