@@ -14,12 +14,12 @@ import json
 import os
 import sys
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import structlog
 
+from services.common.children import Child, start
 from services.inference.engine import EngineRefused, Sampling
 
 # A busy machine imports slowly, and gives a second of its processors over several.
@@ -42,7 +42,7 @@ class Structures:
         self._model = model
         self._seconds = seconds
         self._memory_mib = memory_mib
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
         self._turn = asyncio.Lock()  # its queue is in order of arrival
         self._busy: asyncio.Task[bool] | None = None
         # A lock is there while somebody holds it or waits for it.
@@ -82,11 +82,9 @@ class Structures:
 
     async def close(self) -> None:
         """End the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        child, self._child = self._child, None
+        if child is not None:
+            await child.end()
 
     async def _decide(self, key: bytes, field: str, text: str, tenant: str) -> bool:
         async with self._tenants.setdefault(tenant, asyncio.Lock()), self._turn:
@@ -101,11 +99,10 @@ class Structures:
             return self._known[key]
 
     async def _try(self, field: str, text: str) -> bool:
-        process = self._process or await self._start()
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101  both were asked for
+        child = self._child or await self._start()
         try:
-            process.stdin.write(json.dumps({"field": field, "text": text}).encode() + b"\n")
-            answer = await asyncio.wait_for(process.stdout.readline(), _PATIENCE * self._seconds)
+            child.writer.write(json.dumps({"field": field, "text": text}).encode() + b"\n")
+            answer = await asyncio.wait_for(child.reader.readline(), _PATIENCE * self._seconds)
         except (TimeoutError, OSError):
             answer = b""
         if not answer:
@@ -114,22 +111,17 @@ class Structures:
             _log.warning("a structure was too much work", field=field)
         return answer == b"good\n"
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.inference.structures_sandbox"),
-            *(str(self._model), str(self._seconds), str(self._memory_mib)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,  # a compiler quotes what it does not understand
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )
-        assert process.stdout is not None  # noqa: S101  it was asked for
-        self._process = process
+    async def _start(self) -> Child:
+        program = [sys.executable, "-m", "services.inference.structures_sandbox"]
+        limits = [str(self._model), str(self._seconds), str(self._memory_mib)]
+        # Of its standard error nothing is kept: a compiler quotes what it does not understand.
+        child = await start(program + limits, os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+        self._child = child
         try:
-            ready = await asyncio.wait_for(process.stdout.readline(), _START_S)
+            ready = await asyncio.wait_for(child.reader.readline(), _START_S)
             if ready != b"ready\n":
                 raise RuntimeError("what tries structures out does not start")
         except BaseException:
             await self.close()
             raise
-        return process
+        return child

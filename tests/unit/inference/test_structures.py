@@ -63,12 +63,12 @@ async def test_what_can_be_kept_passes_and_what_cannot_is_refused_by_name(struct
 )
 async def test_too_much_work_is_refused_in_time_and_the_next_is_tried(structures: Structures, bad: Sampling) -> None:
     await structures.check(Sampling(regex="a"), "ana")
-    process = structures._process
+    child = structures._child
     started = time.monotonic()
     await refused(structures, bad)
     assert time.monotonic() - started < 5
     await structures.check(Sampling(regex="b"), "ana")
-    assert structures._process is process, "else whoever comes next would wait for its imports"
+    assert structures._child is child, "else whoever comes next would wait for its imports"
     started = time.monotonic()
     await refused(structures, bad)
     assert time.monotonic() - started < 0.1, "what was refused once is known"
