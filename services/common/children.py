@@ -46,10 +46,11 @@ async def start(command: Sequence[str], environment: Mapping[str, str] | None = 
         environment: its variables; by default this process's.
     """
     ours, theirs = socket.socketpair()
+    # First, so that nobody who is cancelled leaves a process behind.
+    reader, writer = await asyncio.open_connection(sock=ours)
     with theirs:
         end = theirs.fileno()
         process = subprocess.Popen(  # noqa: ASYNC220 - it is milliseconds, and see above
             command, stdin=end, stdout=end, stderr=subprocess.DEVNULL, env=environment and dict(environment)
         )
-    reader, writer = await asyncio.open_connection(sock=ours)
     return Child(process, reader, writer)

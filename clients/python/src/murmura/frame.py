@@ -69,12 +69,12 @@ class RemoteFrame(FrameStatistics):
     @property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        return PublicList(item.name for item in self._describe().schema.columns)
+        return PublicList(self._kinds())
 
     @property
     def dtypes(self) -> dict[str, str]:
         """The type of each column: string, integer, float, boolean or timestamp."""
-        types = {item.name: pb.ValueType.Name(item.type) for item in self._describe().schema.columns}
+        types = {name: pb.ValueType.Name(kind) for name, kind in self._kinds().items()}
         return PublicDict({name: kind.removeprefix("VALUE_TYPE_").lower() for name, kind in types.items()})
 
     @property
@@ -118,15 +118,17 @@ class RemoteFrame(FrameStatistics):
             **columns: a constant, a series of this frame, or a function that is given the frame with those before set.
         """
         frame = self.copy()
-        for number, (name, value) in enumerate(columns.items()):
+        before: set[str] = set()
+        for name, value in columns.items():
             if isinstance(value, RemoteSeries) and value.frame == self._frame:
-                if changed := columns_of(value.expression) & set(list(columns)[:number]):
+                if changed := columns_of(value.expression) & before:
                     raise InvalidInput(
                         f"{name!r} is made of {', '.join(sorted(changed))}, which is set before it. Write "
                         f"{name}=lambda X: X[…] to take it as it is then, or put it first to take it as it was."
                     )
-                value = RemoteSeries(frame, of_type(pb.VALUE_TYPE_UNSPECIFIED, value.expression))
+                value = RemoteSeries(frame, value._proxy)
             frame[name] = value(frame) if callable(value) else value
+            before.add(name)
         return frame
 
     def copy(self) -> RemoteFrame:
@@ -149,9 +151,9 @@ class RemoteFrame(FrameStatistics):
         if callable(key):
             key = key(self)
         if isinstance(key, str):
-            if key not in self.columns:
-                raise InvalidInput(f"No column {key!r}; this frame has {', '.join(self.columns)}.")
-            kinds = {item.name: item.type for item in self._describe().schema.columns}
+            kinds = self._kinds()
+            if key not in kinds:
+                raise InvalidInput(f"No column {key!r}; this frame has {', '.join(kinds)}.")
             return RemoteSeries(self, of_type(kinds[key], column(key)))
         if isinstance(key, RemoteSeries):
             self._mine(key, "X[X['…'] > 60]")
@@ -183,11 +185,10 @@ class RemoteFrame(FrameStatistics):
         Args:
             value: a constant for every column of its type, or a dictionary of column to constant.
         """
-        kinds = {item.name: item.type for item in self._describe().schema.columns}
         if isinstance(value, dict):
             chosen = value
         else:
-            chosen = {name: value for name, kind in kinds.items() if kind in _takes(value)}
+            chosen = {name: value for name, kind in self._kinds().items() if kind in _takes(value)}
         frame = self.copy()
         for name, constant in chosen.items():
             frame[name] = frame[name].fillna(constant)
@@ -202,7 +203,7 @@ class RemoteFrame(FrameStatistics):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        if name in (item.name for item in self._describe().schema.columns):
+        if name in self._kinds():
             return self[name]
         raise NotSupported(f"`df.{name}` is not available on a remote frame. Supported: {FRAME_FEATURES}.")
 
@@ -248,6 +249,10 @@ class RemoteFrame(FrameStatistics):
         frame = RemoteFrame(self._client, extended)
         frame._describe()
         return frame
+
+    def _kinds(self) -> dict[str, pb.ValueType.ValueType]:
+        """Return the type of each column, in their order."""
+        return {item.name: item.type for item in self._describe().schema.columns}
 
     def _describe(self) -> messages.DescribeFrameResponse:
         if self._description is None:

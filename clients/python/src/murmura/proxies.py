@@ -25,23 +25,16 @@ def of_type(kind: pb.ValueType.ValueType, expression: pb.Expression) -> Proxy:
     return TextProxy(expression) if kind == pb.VALUE_TYPE_STRING else ValueProxy(expression, kind)
 
 
-def _compare(function: str) -> Callable[[Proxy, object], ValueProxy]:
-    def compare(self: Proxy, other: object) -> ValueProxy:
+def _truth(function: str) -> Callable[[Proxy, object], ValueProxy]:
+    def combine(self: Proxy, other: object) -> ValueProxy:
         return ValueProxy(call(function, self, other), _BOOLEAN)
 
-    return compare
+    return combine
 
 
 def _arithmetic(function: str, *, swapped: bool = False) -> Callable[[ValueProxy, object], ValueProxy]:
     def combine(self: ValueProxy, other: object) -> ValueProxy:
         return ValueProxy(call(function, other, self) if swapped else call(function, self, other))
-
-    return combine
-
-
-def _logic(function: str) -> Callable[[Proxy, object], ValueProxy]:
-    def combine(self: Proxy, other: object) -> ValueProxy:
-        return ValueProxy(call(function, self, other), _BOOLEAN)
 
     return combine
 
@@ -86,12 +79,12 @@ class Proxy(Recorded):
     def __float__(self) -> NoReturn:
         refuse("`float` of a row's value cannot be recorded; write s.astype(float)")
 
-    __eq__ = _compare("EQUAL")  # type: ignore[assignment]
-    __ne__ = _compare("NOT_EQUAL")  # type: ignore[assignment]
-    __lt__ = _compare("LESS")
-    __le__ = _compare("LESS_OR_EQUAL")
-    __gt__ = _compare("GREATER")
-    __ge__ = _compare("GREATER_OR_EQUAL")
+    __eq__ = _truth("EQUAL")  # type: ignore[assignment]
+    __ne__ = _truth("NOT_EQUAL")  # type: ignore[assignment]
+    __lt__ = _truth("LESS")
+    __le__ = _truth("LESS_OR_EQUAL")
+    __gt__ = _truth("GREATER")
+    __ge__ = _truth("GREATER_OR_EQUAL")
 
     def __hash__(self) -> NoReturn:
         refuse("a row's value cannot be looked up in a dict or a set; write s.map({…}), or s.isin([…])")
@@ -168,9 +161,9 @@ class ValueProxy(Proxy):
     __rfloordiv__ = _arithmetic("FLOOR_DIVIDE", swapped=True)
     __mod__ = _arithmetic("MODULO")
     __rmod__ = _arithmetic("MODULO", swapped=True)
-    __and__ = __rand__ = _logic("AND")
-    __or__ = __ror__ = _logic("OR")
-    __xor__ = __rxor__ = _logic("NOT_EQUAL")
+    __and__ = __rand__ = _truth("AND")
+    __or__ = __ror__ = _truth("OR")
+    __xor__ = __rxor__ = _truth("NOT_EQUAL")
 
     def __invert__(self) -> ValueProxy:
         return ValueProxy(call("NOT", self), _BOOLEAN)
