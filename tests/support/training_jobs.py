@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 
 from murmura.api.trainer.v1 import trainer_service_pb2
+from tests.support.refusals import error_info
 
 LONG = {"epochs": 2_000.0}  # far more steps than a test has time for
 
@@ -18,11 +18,7 @@ def refusal(call: Any) -> tuple[str, dict[str, str]]:
     """Return the reason and the metadata with which a call is refused."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    metadata: Any = caught.value.trailing_metadata()  # type: ignore[attr-defined]
-    status = status_pb2.Status.FromString(dict(metadata)["grpc-status-details-bin"])
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return info.reason.removeprefix("ERROR_REASON_"), dict(info.metadata)
+    return error_info(caught.value)
 
 
 def cancel(cluster: Any, name: str) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 
 from tests.support.dataset_services import Pair
+from tests.support.refusals import error_info, packed_status
 
 
 class Refused:
@@ -25,12 +25,8 @@ class Refused:
     def __init__(self, error: Any) -> None:
         self.code = error.code()
         self.message = error.details()
-        packed = dict(error.trailing_metadata())["grpc-status-details-bin"]
-        info = error_details_pb2.ErrorInfo()
-        status_pb2.Status.FromString(packed).details[0].Unpack(info)
-        self.reason = info.reason.removeprefix("ERROR_REASON_")
-        self.metadata = dict(info.metadata)
-        self.everything = packed + self.message.encode() + repr(error.trailing_metadata()).encode()
+        self.reason, self.metadata = error_info(error)
+        self.everything = packed_status(error) + self.message.encode() + repr(error.trailing_metadata()).encode()
 
 
 @pytest.fixture(scope="module")

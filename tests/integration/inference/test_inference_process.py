@@ -23,6 +23,7 @@ from murmura.api.inference.v1 import inference_service_pb2 as messages
 from services.trainer.artifacts import ArtifactStore, Provenance
 from tests.support.inference_fixtures import ENGINES
 from tests.support.inference_process import Service, deploy, health, start
+from tests.support.refusals import error_info, packed_status
 
 GREEDY = inference_pb2.SamplingOptions(temperature=0, max_tokens=12)
 
@@ -60,11 +61,7 @@ def service(
 
 def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str, bytes]:
     """Return code, reason and the exact bytes of the status."""
-    raw = dict(error.trailing_metadata())["grpc-status-details-bin"]
-    status = status_pb2.Status.FromString(raw)
-    info = error_details_pb2.ErrorInfo()
-    status.details[0].Unpack(info)
-    return error.code(), info.reason.removeprefix("ERROR_REASON_"), raw
+    return error.code(), error_info(error)[0], packed_status(error)
 
 
 def asked(model: str, prompt: str = "The patient", **options: Any) -> messages.GenerateRequest:
