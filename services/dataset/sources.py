@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -39,6 +40,8 @@ _FORMATS = {
     dataset_pb2.FILE_FORMAT_PARQUET: formats.parquet,
 }
 _STORES = ("s3", "gs")
+# For how long a store that does not answer is tried again; Google's client alone would try for a quarter of an hour.
+_PATIENCE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,10 @@ class Stores:
         if scheme == "file":
             return fsspec.filesystem("file")
         if scheme == "gs":
-            given: dict[str, Any] = {"endpoint_override": self.gcs_endpoint, "anonymous": True, "scheme": "http"}
-            return ArrowFSWrapper(fs.GcsFileSystem(**given if self.gcs_endpoint else {}))
+            given: dict[str, Any] = {"retry_time_limit": _PATIENCE}
+            if self.gcs_endpoint:
+                given |= {"endpoint_override": self.gcs_endpoint, "anonymous": True, "scheme": "http"}
+            return ArrowFSWrapper(fs.GcsFileSystem(**given))
         asked: dict[str, Any] = {"region": self.s3_region} if self.s3_region else {}
         if self.s3_endpoint:
             scheme, _, host = self.s3_endpoint.rpartition("://")
