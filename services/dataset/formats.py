@@ -24,8 +24,12 @@ from services.dataset.vault import Spool
 ROWS_A_REPORT = 1_000
 READ_BYTES = 1 << 20
 MOST_LINE_BYTES = 1 << 24
+# What a file may be compressed with, by the end of its name.
+COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
 # The number of rows that were seen so far, or the next rows and the line of each.
 Item = int | tuple[pl.DataFrame, list[int]]
+# Takes a file, declared types and a spool.
+Reader = Callable[[Any, Mapping[str, str], Spool], Iterator[Item]]
 _Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
@@ -69,6 +73,14 @@ def parquet(file: Any, declared: Mapping[str, str], spool: Spool) -> Iterator[It
     except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         # The library's own words can quote a row.
         raise Unreadable("the file is not Parquet, or is damaged") from None
+
+
+def inflated(file: Any, compression: str) -> Any:
+    """Return what a compressed file holds, to be read piece by piece.
+
+    Reading it raises OSError where the file is cut off, damaged, or not compressed so.
+    """
+    return pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
 
 
 def _twice(

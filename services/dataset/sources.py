@@ -29,12 +29,12 @@ from services.dataset.databases import Databases
 from services.dataset.vault import Vault
 
 _ENDINGS = {
-    ".parquet": dataset_pb2.FILE_FORMAT_PARQUET,
-    ".csv": dataset_pb2.FILE_FORMAT_CSV,
-    ".jsonl": dataset_pb2.FILE_FORMAT_JSON_LINES,
-    ".ndjson": dataset_pb2.FILE_FORMAT_JSON_LINES,
+    "parquet": dataset_pb2.FILE_FORMAT_PARQUET,
+    "csv": dataset_pb2.FILE_FORMAT_CSV,
+    "jsonl": dataset_pb2.FILE_FORMAT_JSON_LINES,
+    "ndjson": dataset_pb2.FILE_FORMAT_JSON_LINES,
 }
-_FORMATS = {
+_FORMATS: dict[int, formats.Reader] = {
     dataset_pb2.FILE_FORMAT_JSON_LINES: formats.json_lines,
     dataset_pb2.FILE_FORMAT_CSV: formats.csv_lines,
     dataset_pb2.FILE_FORMAT_PARQUET: formats.parquet,
@@ -134,16 +134,13 @@ class Sources:
     def _file(self, source: dataset_pb2.FileSource, declared: Mapping[str, str], spool: Any) -> Iterator[formats.Item]:
         scheme, path = locate(source.url)
         self._admit(scheme, path)
-        ending = "." + source.url.rpartition(".")[2].lower()
-        file_format = source.format or _ENDINGS.get(ending, dataset_pb2.FILE_FORMAT_UNSPECIFIED)
-        reader = _FORMATS.get(file_format)
-        if reader is None:
-            raise Unreadable("the format is unknown; name the file .parquet, .csv or .jsonl, or set the format")
+        reader, compression = _kind(source)
         try:
             with self.stores.open(scheme).open(path, "rb") as file:
-                yield from reader(file, declared, spool)
+                yield from reader(formats.inflated(file, compression) if compression else file, declared, spool)
         except (OSError, ImportError):
-            raise Unreadable("the file cannot be opened by the dataset service") from None
+            other = f", or is no whole {compression} file" if compression else ""
+            raise Unreadable(f"the file cannot be opened by the dataset service{other}") from None
 
     def _admit(self, scheme: str, path: str) -> None:
         """Refuse what lies under no allowed prefix, or among the service's own files.
@@ -179,6 +176,25 @@ def locate(url: str) -> tuple[str, str]:
     if any(part in ("", ".", "..") for part in rest.rstrip("/").split("/")):
         raise Unreadable("an object's URL is <scheme>://<bucket>/<key>, without empty, `.` or `..` parts")
     return scheme, rest.rstrip("/")
+
+
+def _kind(source: dataset_pb2.FileSource) -> tuple[formats.Reader, str]:
+    """Return who reads a file, and what it is compressed with; empty: with nothing.
+
+    Raises:
+        Unreadable: if its name and format do not say, or say what is not read.
+    """
+    name, _, last = source.url.lower().rpartition(".")
+    compression = formats.COMPRESSIONS.get(last, "")
+    ending = name.rpartition(".")[2] if compression else last
+    file_format = source.format or _ENDINGS.get(ending, dataset_pb2.FILE_FORMAT_UNSPECIFIED)
+    reader = _FORMATS.get(file_format)
+    if reader is None:
+        known = "name the file .parquet, .csv or .jsonl (the last two also with .gz, .bz2 or .zst behind)"
+        raise Unreadable(f"the format is unknown; {known}, or set the format")
+    if compression and reader is formats.parquet:
+        raise Unreadable(f"Parquet is compressed within; unpack it, and register it without .{last}")
+    return reader, compression
 
 
 def _under(path: str, prefix: str) -> bool:

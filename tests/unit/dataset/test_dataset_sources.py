@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tempfile
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from murmura.api.dataset.v1 import dataset_pb2
 from services.dataset import expressions as ex
+from services.dataset import formats
 from services.dataset.columns import Unreadable, type_of
 from services.dataset.sources import Sources, locate
 from services.dataset.vault import Vault
@@ -57,6 +60,65 @@ def test_every_format_gives_the_same_rows_and_types(tmp_path: Path, ending: str)
     rows = table(write(tmp_path, ending))
     assert rows.to_dicts() == ROWS
     assert [type_of(series) for series in rows.get_columns()] == [ex.STRING, ex.INTEGER, ex.FLOAT, ex.STRING]
+
+
+def compressed(path: Path, last: str) -> Path:
+    out = path.with_name(f"{path.name}.{last}")
+    with pa.CompressedOutputStream(str(out), {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}[last]) as stream:
+        stream.write(path.read_bytes())
+    return out
+
+
+@pytest.mark.parametrize("last", ["gz", "bz2", "zst"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_compressed_file_gives_the_same_rows(tmp_path: Path, ending: str, last: str) -> None:
+    assert table(compressed(write(tmp_path, ending), last)).to_dicts() == ROWS
+
+
+@pytest.mark.parametrize("last", ["gz", "bz2", "zst"])
+def test_a_compressed_file_that_is_no_whole_one_is_refused(tmp_path: Path, last: str) -> None:
+    plain = tmp_path / "rows.jsonl"
+    plain.write_text("".join(json.dumps({"patient": f"p{row}", "text": f"{SECRET} {row}"}) + "\n" for row in range(99)))
+    packed = compressed(plain, last)
+    whole = packed.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-3], whole + b"more", plain.read_bytes()):
+        packed.write_bytes(content)
+        assert "is no whole" in str(problem(packed))
+
+
+def test_two_compressed_files_behind_each_other_are_one(tmp_path: Path) -> None:
+    """As `cat` leaves them, and as tools that compress block by block write them."""
+    plain = write(tmp_path, "jsonl")
+    plain.write_text(plain.read_text() + "\n")
+    packed = compressed(plain, "gz")
+    packed.write_bytes(packed.read_bytes() * 2)
+    assert table(packed).to_dicts() == ROWS * 2
+
+
+def test_compressed_parquet_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    assert "register it without .gz" in str(problem(compressed(write(tmp_path, "parquet"), "gz")))
+
+
+@pytest.mark.parametrize("name", ["rows.gz", "rows.txt.gz", "rows.gz.csv.zip"])
+def test_a_compressed_file_of_unknown_format_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert "the format is unknown" in str(problem(tmp_path / name))
+
+
+def test_a_compressed_file_comes_out_piece_by_piece(tmp_path: Path) -> None:
+    """Fifty megabytes in fifty kilobytes are never in memory together."""
+    packed = tmp_path / "rows.csv.gz"
+    with gzip.open(packed, "wb") as out:
+        for _ in range(50):
+            out.write(b"a" * 1_000_000)
+    before, most, size = pa.total_allocated_bytes(), 0, 0
+    with packed.open("rb") as file:
+        stream = formats.inflated(file, "gzip")
+        while piece := stream.read(formats.READ_BYTES):
+            size += len(piece)
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert size == 50_000_000
+    assert most < 4 * formats.READ_BYTES
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:

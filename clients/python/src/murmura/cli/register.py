@@ -15,7 +15,9 @@ from murmura.errors import InvalidInput
 def register(
     name: Annotated[str, typer.Argument(help="The dataset becomes datasets/NAME.")],
     privacy_unit: Annotated[str, typer.Option(help="Column whose equal values make one privacy unit: the patient.")],
-    source: Annotated[str, typer.Argument(help="A .parquet, .csv or .jsonl file or s3:// or gs:// URL.")] = "",
+    source: Annotated[
+        str, typer.Argument(help="A .parquet, .csv or .jsonl file, also .csv.gz; or its s3:// or gs:// URL.")
+    ] = "",
     table: Annotated[str, typer.Option(help="In place of a file: a table or view; with --connection.")] = "",
     connection: Annotated[str, typer.Option(help="The operator's name of the database (MURMURA_DATABASES).")] = "",
     policy: Annotated[Path | None, typer.Option(help="A policy file; see `murmura policy schema`.")] = None,

@@ -214,7 +214,9 @@ class FileSource(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """A path, or an fsspec URL such as `s3://bucket/key`."""
+    """A path, or an fsspec URL such as `s3://bucket/key`. CSV and JSON Lines may be compressed: `.gz`, `.bz2` or `.zst` ends
+    the name then, whatever the format says.
+    """
     format: Global___FileFormat.ValueType
     """Its format."""
     def __init__(
