@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import grpc
-from pydantic import Field, FilePath, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from murmura.api.dataset.v1 import dataset_service_pb2_grpc
 from services.common.config import ServiceSettings
@@ -20,7 +19,8 @@ from services.common.upstream import Upstream
 from services.dataset.catalogue import Catalogue
 from services.dataset.columns import Unreadable
 from services.dataset.databases import Databases
-from services.dataset.keys import HolderAway, Keys, TransitKeys
+from services.dataset.holders import TransitSettings
+from services.dataset.keys import HolderAway
 from services.dataset.registry import Outdated, Registry
 from services.dataset.sealing import Sealed
 from services.dataset.service import DatasetService
@@ -28,7 +28,7 @@ from services.dataset.sources import Sources, Stores, locate
 from services.dataset.vault import Vault
 
 
-class DatasetSettings(ServiceSettings):
+class DatasetSettings(TransitSettings, ServiceSettings):
     """What the dataset service is told."""
 
     ledger_endpoint: str = Field(description="host:port of the ledger")
@@ -39,11 +39,6 @@ class DatasetSettings(ServiceSettings):
     s3_region: str = Field("", description="its region")
     gcs_endpoint: str = Field("", description="host:port of a Google Cloud Storage emulator")
     databases: dict[str, str] = Field({}, description="JSON: name to SQLAlchemy URL, credentials included")
-    transit_url: str = Field("", description="URL of Vault or OpenBao, whose transit key wraps the data keys")
-    transit_key: str = Field("murmura", min_length=1, description="name of that key")
-    transit_mount: str = Field("transit", min_length=1, description="where the transit engine is mounted")
-    transit_token_file: Path | None = Field(None, description="file with a token that may use the key")
-    transit_authority: FilePath | None = Field(None, description="PEM file: the authority of its certificate")
 
     @field_validator("sources")
     @classmethod
@@ -58,9 +53,9 @@ class DatasetSettings(ServiceSettings):
     @model_validator(mode="after")
     def _usable(self) -> Self:
         try:
-            _ = self.places, self.keys
+            _ = self.places
         except ValueError as problem:
-            raise ValueError(f"MURMURA_DATABASES or MURMURA_TRANSIT_URL: {problem}") from None
+            raise ValueError(f"MURMURA_DATABASES: {problem}") from None
         return self
 
     @cached_property
@@ -75,17 +70,6 @@ class DatasetSettings(ServiceSettings):
             databases=Databases(self.databases),
         )
 
-    @cached_property
-    def keys(self) -> Keys | None:
-        """Who wraps the data keys; None: a file of this service."""
-        if not self.transit_url:
-            return None
-        if self.transit_token_file is None:
-            raise ValueError("MURMURA_TRANSIT_TOKEN_FILE must be set")
-        return TransitKeys(
-            self.transit_url, self.transit_key, self.transit_token_file, self.transit_mount, self.transit_authority
-        )
-
 
 async def main() -> int:
     """Run until told to stop."""
@@ -95,7 +79,7 @@ async def main() -> int:
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:
         try:
             registry = Registry(settings.state_dir / "registry.sqlite3")
-            vault = Vault(settings.state_dir, settings.keys)
+            vault = Vault(settings.state_dir, settings.transit)
         except (Outdated, Sealed) as problem:
             print(f"{settings.state_dir}: {problem}", file=sys.stderr)
             raise SystemExit(2) from None

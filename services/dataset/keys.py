@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +20,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.common.addresses import believable
 from services.common.files import write
-from services.dataset.sealing import Sealed, new_key
+from services.dataset.sealing import KEY_BITS, Sealed, new_key
 
+_KEY_BYTES = KEY_BITS // 8
 _NONCE_BYTES = 12
 _TRANSIT_S = 10.0
 
@@ -47,39 +49,65 @@ class Keys(Protocol):
 
 
 class FileKeys:
-    """Wraps keys with a key in a file.
+    """Wraps keys with the first key in a file, and unwraps with any of them.
+
+    There are several only while the first takes over from the others (`rewrap.py`). The file is read at each call, so
+    that a service that runs follows.
 
     Args:
-        path: of 32 bytes.
-        may_make: whether it is made where there is none.
+        path: of keys of 32 bytes.
+        may_make: whether one is made where there is no file.
 
     Raises:
-        Sealed: if it is missing and must not be made.
+        Sealed: if it is missing and must not be made, or holds no keys.
     """
 
     def __init__(self, path: Path, *, may_make: bool) -> None:
         self.holder = path.name
+        self._path = path
         if not path.exists():
             if not may_make:
                 raise Sealed(f"{path.name} is missing and there are encrypted datasets: restore it from its backup")
             write(path, new_key())
-        self._cipher = AESGCM(path.read_bytes())
+        self._ciphers()
 
     def wrap(self, key: bytes, name: str) -> bytes:
-        """Return a key as only `unwrap` with the same name opens it."""
+        """Return a key as only `unwrap` with the same name opens it.
+
+        Raises:
+            HolderAway: if the file is gone.
+        """
         nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, key, name.encode())
+        return nonce + self._ciphers()[0].encrypt(nonce, key, name.encode())
 
     def unwrap(self, wrapped: bytes, name: str) -> bytes:
         """Return a key that was wrapped.
 
         Raises:
             Sealed: if it was wrapped by another key, or for another name.
+            HolderAway: if the file is gone.
         """
+        for cipher in self._ciphers():
+            with suppress(InvalidTag, ValueError):
+                return cipher.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], name.encode())
+        raise Sealed(name)
+
+    def renew(self) -> None:
+        """Put a fresh key before those in the file: it wraps from now on."""
+        write(self._path, new_key() + self._path.read_bytes())
+
+    def retire(self) -> None:
+        """Forget all keys but the first."""
+        write(self._path, self._path.read_bytes()[:_KEY_BYTES])
+
+    def _ciphers(self) -> list[AESGCM]:
         try:
-            return self._cipher.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], name.encode())
-        except (InvalidTag, ValueError):
-            raise Sealed(name) from None
+            held = self._path.read_bytes()
+        except OSError:
+            raise HolderAway(self.holder) from None
+        if not held or len(held) % _KEY_BYTES:
+            raise Sealed(f"{self.holder} is damaged: restore it from its backup")
+        return [AESGCM(held[at : at + _KEY_BYTES]) for at in range(0, len(held), _KEY_BYTES)]
 
 
 class TransitKeys:

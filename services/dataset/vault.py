@@ -2,9 +2,10 @@
 
 The data key is random, encrypts the rows piece by piece, and lies beside them wrapped by a key that the operator holds
 (`keys.py`). Erasing the wrapped key erases the dataset, backups of the rows included. The key of the lineages is
-wrapped the same way. A piece holds about a mebibyte of rows: neither writing nor reading holds more. Each of its
-columns is a part of its own, so that a reader decrypts those alone that it needs, and is sealed as the message in which
-it is sent to a worker. The first part says of each column whether it may be sent so.
+wrapped the same way; `rewrap.py` lets all of them change hands. A piece holds about a mebibyte of rows: neither writing
+nor reading holds more. Each of its columns is a part of its own, so that a reader decrypts those alone that it needs,
+and is sealed as the message in which it is sent to a worker. The first part says of each column whether it may be sent
+so.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing import IO
 import polars as pl
 import pyarrow as pa
 
-from services.common.files import create, settle, sync, write
+from services.common.files import alone, create, settle, sync, write
 from services.dataset import batches, outgoing, sealing
 from services.dataset.keys import FileKeys, Keys
 from services.dataset.lineage import Fingerprint
 from services.dataset.sealing import Sealed, new_key
 
-_LINEAGE = "lineage"
-_NONCE_BYTES = 12
+# Names in a service's directory: what wraps the key of the lineages, which is in a file of its own, and what whoever
+# writes or erases a wrapped key holds meanwhile.
+MASTER, LINEAGE, CHANGING = "master.key", "lineage", "keys.lock"
 
 
 class Vault:
@@ -45,21 +47,26 @@ class Vault:
     def __init__(self, directory: Path, keys: Keys | None = None) -> None:
         self._directory = directory / "rows"
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lineage = directory / "lineage.key"
-        rows = any(self._directory.iterdir())
-        self._keys = keys or FileKeys(directory / "master.key", may_make=not rows and not lineage.exists())
-        if not lineage.exists():
-            if rows:
-                raise Sealed(f"{lineage.name} is missing and there are datasets: restore it from its backup")
-            write(lineage, self._keys.wrap(new_key(), _LINEAGE))
-        try:
-            self._lineage_key = self._keys.unwrap(lineage.read_bytes(), _LINEAGE)
-        except Sealed:
-            raise Sealed(f"{lineage.name} was wrapped by another key than {self._keys.holder}") from None
+        self._changing = directory / CHANGING
+        with alone(self._changing):
+            lineage = directory / f"{LINEAGE}.key"
+            rows = any(self._directory.iterdir())
+            self._keys = keys or FileKeys(directory / MASTER, may_make=not rows and not lineage.exists())
+            if not lineage.exists():
+                if rows:
+                    raise Sealed(f"{lineage.name} is missing and there are datasets: restore it from its backup")
+                write(lineage, self._keys.wrap(new_key(), LINEAGE))
+            try:
+                self._lineage_key = self._keys.unwrap(lineage.read_bytes(), LINEAGE)
+            except Sealed:
+                raise Sealed(
+                    f"{lineage.name} was wrapped by another key than {self._keys.holder}; if keys are to change hands, "
+                    "run `python -m services.dataset.rewrap`"
+                ) from None
 
     def incoming(self, storage_id: str) -> Incoming:
         """Begin to encrypt rows under a fresh data key; nothing counts before they are kept."""
-        return Incoming(self._rows(storage_id), self._key(storage_id), storage_id, self._keys)
+        return Incoming(self._rows(storage_id), self._key(storage_id), storage_id, self._keys, self._changing)
 
     def read(self, storage_id: str, slots: range | None = None) -> Iterator[pl.DataFrame]:
         """Decrypt rows, a piece at a time, in their order; arguments and errors as for `pieces`."""
@@ -104,19 +111,21 @@ class Vault:
 
     def erase(self, storage_id: str) -> None:
         """Erase the key, then the rows."""
-        self._key(storage_id).unlink(missing_ok=True)
-        sync(self._directory)
+        with alone(self._changing):
+            self._key(storage_id).unlink(missing_ok=True)
+            sync(self._directory)
         for path in self._directory.glob(f"{storage_id}.*"):
             path.unlink()
         sync(self._directory)
 
     def sweep(self, known: Collection[str]) -> None:
         """Erase what belongs to no dataset: what a crash left of registrations that never came to their end."""
-        for path in list(self._directory.iterdir()):
-            storage_id = path.name.partition(".")[0]
-            if storage_id not in known or path.suffix == ".new":
-                path.unlink()
-        sync(self._directory)
+        with alone(self._changing):
+            for path in list(self._directory.iterdir()):
+                storage_id = path.name.partition(".")[0]
+                if storage_id not in known or path.suffix == ".new":
+                    path.unlink()
+            sync(self._directory)
 
     def fingerprint(self) -> Fingerprint:
         """Begin the digest that names the content of rows."""
@@ -171,8 +180,8 @@ class Piece:
 class Incoming:
     """Rows on their way into a vault. Ends with `keep` or `discard`."""
 
-    def __init__(self, rows: Path, key: Path, name: str, keys: Keys) -> None:
-        self._path, self._key_path, self._name, self._keys = rows, key, name, keys
+    def __init__(self, rows: Path, key: Path, name: str, keys: Keys, changing: Path) -> None:
+        self._path, self._key_path, self._name, self._keys, self._changing = rows, key, name, keys, changing
         self._new = rows.with_name(rows.name + ".new")
         self._file = create(self._new)
         self._key = new_key()
@@ -196,7 +205,8 @@ class Incoming:
             self._seal(batches.cut(pl.concat(self._waiting)))
         self._writer.end()
         settle(self._file, self._new, self._path)
-        write(self._key_path, self._keys.wrap(self._key, self._name))
+        with alone(self._changing):
+            write(self._key_path, self._keys.wrap(self._key, self._name))
 
     def discard(self) -> None:
         """Leave nothing; does nothing where the rows were kept."""

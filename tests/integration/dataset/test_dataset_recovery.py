@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from murmura.api.dataset.v1 import dataset_service_pb2 as pb
+from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.ledger.v1 import ledger_service_pb2
 from tests.support.sent import rows_in
 
@@ -90,6 +94,26 @@ def test_what_is_registered_survives_a_kill(own: Any) -> None:
     claims = own.claims(frame.frame, own.reserve(dataset))
     assert len(rows_in(own.read(frame.frame, own.worker(**claims)))) == 6
     assert own.register(request) == dataset
+
+
+def test_a_fresh_master_key_is_taken_by_a_service_that_runs(own: Any) -> None:
+    dataset = own.register(own.request(content()))
+    key = own.state("dataset") / "master.key"
+    old = key.read_bytes()
+    frame = expressions_pb2.Frame(dataset=dataset.name)
+    worker = own.worker(**own.claims(frame, own.reserve(dataset)))
+    command = [sys.executable, "-m", "services.dataset.rewrap"]
+    told = {**os.environ, "MURMURA_STATE_DIR": str(own.state("dataset"))}
+    done = subprocess.run(command, env=told, check=True, capture_output=True, text=True, timeout=60)
+    assert "Back it up now" in done.stdout
+    assert key.read_bytes() != old
+    assert len(rows_in(own.read(frame, worker))) == 6
+    later = own.register(own.request(content()))
+    own.kill("dataset")
+    own.start("dataset")
+    for one in (dataset, later):
+        frame = expressions_pb2.Frame(dataset=one.name)
+        assert len(rows_in(own.read(frame, own.worker(**own.claims(frame, own.reserve(one)))))) == 6
 
 
 def test_a_lost_master_key_stops_the_service_with_a_sentence(own: Any) -> None:

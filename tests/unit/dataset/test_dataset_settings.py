@@ -86,7 +86,7 @@ def test_what_is_wrong_is_named(
 
 
 def test_a_transit_key_is_used_where_one_is_named(told: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert DatasetSettings().keys is None
+    assert DatasetSettings().transit is None
     told.setenv("MURMURA_TRANSIT_URL", "https://vault.example:8200")
     told.setenv("MURMURA_TRANSIT_TOKEN_FILE", str(tmp_path / "tokens" / "vault"))
-    assert isinstance(DatasetSettings().keys, TransitKeys)
+    assert isinstance(DatasetSettings().transit, TransitKeys)
