@@ -66,7 +66,6 @@ def rewrap(directory: Path, old: Keys | None, new: Keys | None) -> int:
         _open(lineage, openers)
         if new is None:
             new = _fresh(master)
-            openers.insert(0, new)
         wrapped = [lineage, *sorted((directory / "rows").glob("*.key"))]
         for path in wrapped:
             key = _open(path, openers)
