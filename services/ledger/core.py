@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from murmura.api.common.v1 import privacy_pb2
@@ -21,6 +22,8 @@ from services.ledger.state import Account, Amount, Event, Refusal, Reservation, 
 from services.ledger.writer import Writer
 
 RESULTS_KEPT = 4096
+# Compositions that are computed at once.
+COMPOSITIONS = 2
 _NAMESPACE = uuid.UUID("9d0f7a61-3a86-5b54-8c07-5f3b7a1f6d2e")
 _T = TypeVar("_T")
 
@@ -37,6 +40,8 @@ class Core:
         self._writer = writer
         self._store = store
         self._results: dict[Any, Any] = {}
+        # Of their own: plans that wait for each other must not keep the journal's readers waiting.
+        self._threads = ThreadPoolExecutor(COMPOSITIONS, "composition")
 
     @property
     def state(self) -> State:
@@ -95,7 +100,7 @@ class Core:
         return Amount(await self.compute(accounting.price, mechanism, unit, truncation_e18 / E18), truncation_e18)
 
     async def compute(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """Call a pure function on a thread, since a composition may take half a second; results are kept.
+        """Call a pure function on a thread, since a composition may take a while; results are kept.
 
         Raises:
             MurmuraError: TARGET_UNREACHABLE where there is no price.
@@ -103,7 +108,7 @@ class Core:
         key = (function, arguments)
         if key not in self._results:
             try:
-                result = await asyncio.to_thread(function, *arguments)
+                result = await self._composing(function, *arguments)
             except Unpriceable as problem:
                 raise unreachable(problem) from None
             while len(self._results) >= RESULTS_KEPT:
@@ -111,6 +116,9 @@ class Core:
             self._results[key] = result
         found: _T = self._results[key]
         return found
+
+    async def _composing(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def submit(self, kind: str, account: str, request: Any, data: dict[str, Any], payer: str = "") -> None:
         """Make a request happen, durably.
@@ -127,7 +135,7 @@ class Core:
         except Refusal as refusal:
             # Its figures are epsilons, which may take a composition each.
             cap = self.state.accounts.get(account)
-            raise await asyncio.to_thread(explain, refusal, cap) from None
+            raise await self._composing(explain, refusal, cap) from None
 
     async def journal(self, after: int = 0, most: int | None = None) -> list[Entry]:
         """Read entries.

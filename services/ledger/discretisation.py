@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, GaussianPrivacyLoss
 from numpy.typing import NDArray
+from scipy.special import log_ndtr, ndtr
 
 Array = NDArray[np.float64]
 
@@ -21,7 +22,8 @@ REMOVE, ADD = AdjacencyType.REMOVE, AdjacencyType.ADD
 _LOG_TAIL = -40.0
 # How far a lower bound of one step may lie above the exact profile: rounding of doubles.
 STEP_SLACK = 1e-15
-_MOST_CELLS = 1 << 22
+# Whatever has more is not private by far, or was cut too finely: a composition takes seconds by then.
+MOST_CELLS = 1 << 20
 
 
 class Unpriceable(ValueError):
@@ -68,20 +70,56 @@ def exact_gains(sigma: float, probability: float, direction: AdjacencyType, inte
     Raises:
         Unpriceable: if the mechanism is too revealing to be represented.
     """
-    one, other = (
-        GaussianPrivacyLoss(sigma, sampling_prob=probability, adjacency_type=way, log_mass_truncation_bound=_LOG_TAIL)
-        for way in (direction, ADD if direction is REMOVE else REMOVE)
-    )
-    bounds = one.connect_dots_bounds()
-    lowest = min(-1, math.floor(bounds.epsilon_lower / interval))
-    highest = max(1, math.ceil(bounds.epsilon_upper / interval))
-    if highest - lowest > _MOST_CELLS:
-        raise Unpriceable("this mechanism is hardly private; raise the noise multiplier")
-    above = np.asarray(one.get_delta_for_epsilon(np.arange(highest + 1) * interval), dtype=np.float64)
+    least, most = bounds(sigma, probability, direction)
+    lowest = min(-1, math.floor(least / interval))
+    highest = max(1, math.ceil(most / interval))
+    if highest - lowest > MOST_CELLS:
+        raise hardly_private()
+    above = step_delta(sigma, probability, direction, interval * np.arange(highest + 1, dtype=np.float64))
     # Below zero a profile is that of the other direction seen from behind: H(eps) = 1 - e^eps + e^eps H'(-eps).
-    behind = np.asarray(other.get_delta_for_epsilon(np.arange(1, -lowest + 1) * interval), dtype=np.float64)
-    below = (np.exp(-np.arange(1, -lowest + 1) * interval) * behind)[::-1]
-    return Lattice(interval, lowest, np.maximum(np.concatenate([below, above]), 0.0))
+    epsilons = interval * np.arange(1, -lowest + 1, dtype=np.float64)
+    below = (np.exp(-epsilons) * step_delta(sigma, probability, ADD if direction is REMOVE else REMOVE, epsilons))[::-1]
+    return Lattice(interval, lowest, np.concatenate([below, above]))
+
+
+def bounds(sigma: float, probability: float, direction: AdjacencyType) -> tuple[float, float]:
+    """Return the least and the greatest loss of one step, apart from a mass of e^-40."""
+    loss = GaussianPrivacyLoss(
+        sigma, sampling_prob=probability, adjacency_type=direction, log_mass_truncation_bound=_LOG_TAIL
+    )
+    found = loss.connect_dots_bounds()
+    return found.epsilon_lower, found.epsilon_upper
+
+
+def step_delta(sigma: float, probability: float, direction: AdjacencyType, epsilons: Array) -> Array:
+    """Return one step's exact profile at epsilons of at least 0. Shape as `epsilons`.
+
+    What dp-accounting's `get_delta_for_epsilon` computes point by point, for all of them at once: where the loss is at
+    least epsilon, an interval of outcomes, less e^epsilon times the same of the neighbour.
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        stays, joins = np.log1p(-probability), math.log(probability)
+        if direction is REMOVE:
+            # The loss that the outcome would have if everyone took part: log(1 + (e^eps - 1) / q).
+            near = np.log1p(np.expm1(epsilons) / probability)
+            far = epsilons - joins + np.log1p(-(1 - probability) * np.exp(-epsilons))
+            outcome = -0.5 - sigma**2 * np.where(epsilons < 1, near, far)
+            own = (1 - probability) * ndtr(outcome / sigma) + probability * ndtr((outcome + 1) / sigma)
+            found = own - np.exp(epsilons + log_ndtr(outcome / sigma))
+        else:
+            # As above, seen from the other side; no outcome's loss is greater than -log(1 - q).
+            near = np.log1p(np.maximum(np.expm1(-epsilons) / probability, -1.0))
+            far = np.log(np.maximum(np.exp(-epsilons) - (1 - probability), 0.0)) - joins
+            outcome = 0.5 + sigma**2 * np.where(epsilons < 1, near, far)
+            other = np.logaddexp(stays + log_ndtr(outcome / sigma), joins + log_ndtr((outcome - 1) / sigma))
+            found = ndtr(outcome / sigma) - np.exp(epsilons + other)
+    delta: Array = np.clip(found, 0.0, 1.0)
+    return delta
+
+
+def hardly_private() -> Unpriceable:
+    """Return the refusal of a mechanism that reveals too much to be represented."""
+    return Unpriceable("this mechanism is hardly private; raise the noise multiplier")
 
 
 def lower_gains(sigma: float, probability: float, direction: AdjacencyType, interval: float) -> Lattice:
