@@ -53,6 +53,11 @@ class EngineRefused(Exception):
         self.problem = problem
 
 
+# Sharper is no more than the likeliest token, and more than single precision tells apart: a temperature below is taken
+# as 0, and a smaller nucleus as this one.
+LEAST_TEMPERATURE, LEAST_TOP_P = 0.01, 1e-6
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn.

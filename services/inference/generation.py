@@ -26,7 +26,16 @@ from services.common.tokens import Principal
 from services.inference import refusals
 from services.inference.adapters import Adapters
 from services.inference.bases import Base
-from services.inference.engine import Delta, Engine, EngineDead, EngineFull, EngineRefused, Sampling
+from services.inference.engine import (
+    LEAST_TEMPERATURE,
+    LEAST_TOP_P,
+    Delta,
+    Engine,
+    EngineDead,
+    EngineFull,
+    EngineRefused,
+    Sampling,
+)
 from services.inference.pace import Pace
 from services.inference.rights import Rules
 from services.inference.turns import TenantFull
@@ -192,10 +201,11 @@ class Generation:
                 f"{structure} takes the vLLM engine; this deployment runs {served.engine.name}.",
                 {"feature": structure},
             )
+        temperature = options.temperature if options.HasField("temperature") else 1.0
         sampling = Sampling(
             max_tokens=options.max_tokens if options.HasField("max_tokens") else DEFAULT_MAX_TOKENS,
-            temperature=options.temperature if options.HasField("temperature") else 1.0,
-            top_p=options.top_p if options.HasField("top_p") else 1.0,
+            temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+            top_p=max(options.top_p, LEAST_TOP_P) if options.HasField("top_p") else 1.0,
             top_k=options.top_k,
             seed=options.seed if options.HasField("seed") else None,
             stop=tuple(text for text in options.stop if text),

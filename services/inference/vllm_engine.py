@@ -152,13 +152,13 @@ class VllmEngine:
         adapter = self._zeros
         if adapter_id is not None:
             adapter = self._adapters[adapter_id]  # vLLM would die of an id it does not know
-        stream = self._llm.generate(
-            tokens_input(list(prompt), cache_salt=cache_salt),
-            _parameters(sampling),
-            uuid.uuid4().hex,
-            lora_request=adapter,
-        )
         try:
+            stream = self._llm.generate(
+                tokens_input(list(prompt), cache_salt=cache_salt),
+                _parameters(sampling),
+                uuid.uuid4().hex,
+                lora_request=adapter,
+            )
             async with aclosing(stream):
                 async for output in stream:
                     piece = output.outputs[0]
@@ -172,8 +172,10 @@ class VllmEngine:
             raise EngineDead from None
         except (QueueOverflowError, MaxQueuedTokensError):
             raise EngineFull from None
-        except VLLMClientError:
+        except VLLMClientError as refused:
             # Its text can quote the request, so it is not passed on.
+            if (field := getattr(refused, "parameter", "")) in _PARAMETERS:
+                raise EngineRefused(str(field), "is no value that the engine takes") from None
             field = "json_schema" if sampling.json_schema else "regex" if sampling.regex else ""
             if not field:
                 raise
@@ -201,6 +203,10 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+
+
+# What vLLM calls as the contract does.
+_PARAMETERS = frozenset({"temperature", "top_p", "top_k", "max_tokens", "seed", "stop"})
 
 
 def _parameters(sampling: Sampling) -> Any:

@@ -15,7 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from services.inference.engine import Engine, EngineRefused, EngineSettings, Sampling, make
+from services.inference.engine import (
+    LEAST_TEMPERATURE,
+    LEAST_TOP_P,
+    Engine,
+    EngineRefused,
+    EngineSettings,
+    Sampling,
+    make,
+)
 
 SLOTS = 8
 GREEDY = Sampling(max_tokens=24, temperature=0)
@@ -86,6 +94,21 @@ async def drive(engine: Engine, prompts: list[str], adapters: list[Path]) -> dic
     seen["whole"] = [await text(engine, prompt, replace(GREEDY, whole=True)) for prompt in prompts]
     seen["whole_stop"] = await text(engine, prompts[0], Sampling(24, 0, stop=(stop,), whole=True))
     seeded = [Sampling(24, 1.0, 0.9, 20, seed=seed) for seed in (5, 5, 6)]
+    seen["sharp"] = [
+        (await text(engine, prompts[0], how))[0] for how in (Sampling(24, 2, LEAST_TOP_P), Sampling(24, 2, 1, 1))
+    ]
+    far = [
+        Sampling(24, LEAST_TEMPERATURE),
+        Sampling(24, 2, 1, 100_000),
+        Sampling(24, seed=2**63 - 1),
+        Sampling(24, seed=0),
+    ]
+    seen["far"] = [(await text(engine, prompts[0], how))[2] for how in far]
+    seen["too_hot"] = ""
+    try:
+        await text(engine, prompts[0], Sampling(24, 1e9))
+    except EngineRefused as refusal:
+        seen["too_hot"] = refusal.field
     seen["seeded"] = [(await text(engine, prompts[0], how))[0] for how in seeded]
 
     refused = []

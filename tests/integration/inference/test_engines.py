@@ -177,6 +177,15 @@ def test_a_seed_repeats(seen: dict[str, Any]) -> None:
     assert first == again != other
 
 
+def test_options_at_their_ends_are_kept(seen: dict[str, Any], reference: Any) -> None:
+    """As sharp as may be asked is the likeliest token; as wide is some token, and nothing breaks."""
+    for sharp in seen["sharp"]:
+        assert sharp.startswith(reference(0, PROMPTS[0])[:12])
+    assert all(1 <= tokens <= 24 for tokens in seen["far"])
+    # The contract allows no such thing; should it ever, it is refused by name and not an accident.
+    assert seen["too_hot"] == ("temperature" if seen["engine"] == "vllm" else "")
+
+
 def test_an_adapter_that_is_not_there_is_refused_and_nobody_else_notices(seen: dict[str, Any], reference: Any) -> None:
     assert seen["refused"] == [99, 1]
     assert [outcome[0] for outcome in seen["third"]] == [reference(3, p) for p in PROMPTS]

@@ -156,6 +156,15 @@ async def test_options_that_are_not_granted_or_not_here_are_refused(tmp_path: Pa
         assert await generation.sampling(inference_pb2.SamplingOptions(temperature=0, seed=0), served) == Sampling(
             temperature=0, seed=0
         )
+        # Single precision, in which an engine computes, takes both for nothing at all.
+        for asked, meant in (
+            ({"temperature": 5e-324}, Sampling(temperature=0)),
+            ({"temperature": 0.0099}, Sampling(temperature=0)),
+            ({"temperature": 0.01}, Sampling(temperature=0.01)),
+            ({"top_p": 5e-324}, Sampling(top_p=1e-6)),
+            ({"top_p": 0.5}, Sampling(top_p=0.5)),
+        ):
+            assert await generation.sampling(inference_pb2.SamplingOptions(**cast(Any, asked)), served) == meant
 
 
 async def test_a_base_model_is_for_roles_that_the_operator_names(tmp_path: Path) -> None:

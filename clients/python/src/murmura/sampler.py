@@ -43,7 +43,7 @@ class Sampler:
 
         Args:
             prompts: one text or several.
-            temperature: 0 takes the likeliest token.
+            temperature: up to 2; 0 takes the likeliest token.
             max_new_tokens: most tokens to make for each.
             top_p: nucleus.
             seed: makes sampling repeatable; each prompt uses seed plus its index.
@@ -79,7 +79,7 @@ class Sampler:
             n: how many records.
             to: the file, `*.parquet` or `*.jsonl`.
             prompt: what each record begins with; of several, each in its turn.
-            temperature: 0 takes the likeliest token.
+            temperature: up to 2; 0 takes the likeliest token.
             max_new_tokens: most tokens to make for each.
             top_p: nucleus.
             seed: makes the dataset repeatable; each record uses seed plus its index.

@@ -194,9 +194,9 @@ class SamplingOptions(_message.Message):
     max_tokens: _builtins.int
     """Most tokens to make; the default is 64."""
     temperature: _builtins.float
-    """0 takes the likeliest token; the default is 1."""
+    """0 takes the likeliest token, and so does anything below 0.01; the default is 1."""
     top_p: _builtins.float
-    """Nucleus; the default is 1."""
+    """Nucleus; the default is 1, and the likeliest token is always in it."""
     top_k: _builtins.int
     """Only the likeliest this many; 0 or unset: all."""
     seed: _builtins.int
