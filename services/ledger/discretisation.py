@@ -26,6 +26,9 @@ STEP_SLACK = 1e-15
 MOST_CELLS = 1 << 20
 
 
+_LEAST_NOISE, _LEAST_PROBABILITY = 1e-3, 1e-12
+
+
 class Unpriceable(ValueError):
     """The mechanism has no finite price in this currency; more noise is the remedy."""
 
@@ -83,7 +86,15 @@ def exact_gains(sigma: float, probability: float, direction: AdjacencyType, inte
 
 
 def bounds(sigma: float, probability: float, direction: AdjacencyType) -> tuple[float, float]:
-    """Return the least and the greatest loss of one step, apart from a mass of e^-40."""
+    """Return the least and the greatest loss of one step, apart from a mass of e^-40.
+
+    Raises:
+        Unpriceable: if doubles do not tell the step from one without noise, or without anyone in it.
+    """
+    if sigma < _LEAST_NOISE:
+        raise hardly_private()
+    if probability < _LEAST_PROBABILITY:
+        raise Unpriceable("hardly anyone takes part in a step; raise the sampling probability")
     loss = GaussianPrivacyLoss(
         sigma, sampling_prob=probability, adjacency_type=direction, log_mass_truncation_bound=_LOG_TAIL
     )

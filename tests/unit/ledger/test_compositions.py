@@ -89,6 +89,14 @@ def test_what_would_need_too_much_memory_is_refused_at_once(mechanism):
     assert time.monotonic() - begun < COMPOSITION_S
 
 
+@pytest.mark.parametrize(
+    "mechanism", [Mechanism(5e-324, 5e-324, 7), Mechanism(1.0, 5e-324, 7), Mechanism(1.0, 1e-13, 1)]
+)
+def test_what_doubles_cannot_tell_from_nothing_is_refused(mechanism):
+    with pytest.raises(Unpriceable, match="raise the"):
+        accounting.price(mechanism, Unit(), 1e-6)
+
+
 def test_a_composition_has_no_more_cells_than_are_allowed():
     losses = profiles._one_step(1.0, 1.0, profiles.DIRECTIONS[0], 1e-4)
     assert len(losses.compose(20).masses) <= MOST_CELLS
