@@ -16,7 +16,7 @@ export DEMO_DATA
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports graph graph-check protos codegen codegen-check pytest format lock \
 	demo demo-quick bench bench-accounting bench-ledger bench-train bench-inference \
-	bench-streaming bench-dataset bench-utility bench-control test-kubernetes fuzz-expressions soak test-gpu base-model \
+	bench-streaming bench-dataset bench-utility bench-control test-kubernetes fuzz-expressions fuzz-calls soak test-gpu base-model \
 	up status down clean
 
 help:  ## print this list
@@ -105,6 +105,10 @@ bench-control: setup  ## from a wish to a pod and from an adapter to the end, at
 
 test-kubernetes: setup  ## what every launcher promises, on the cluster of $$KUBECONFIG too; see deploy/README.md
 	@MURMURA_TEST_KUBERNETES=1 $(BIN)/python -m pytest tests/integration/trainer/test_launchers.py $(PYTEST_ARGS)
+
+fuzz-calls: setup  ## random and hostile messages to every RPC of every service; SECONDS=300, ENGINE=vllm
+	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) MURMURA_TEST_ENGINE=$(or $(ENGINE),transformers) \
+		$(BIN)/python -m pytest tests/integration/test_any_message.py -q -s
 
 fuzz-expressions: setup  ## random and hostile expression trees against the checker and the engine; SECONDS=300
 	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) $(BIN)/python -m pytest tests/unit/dataset/test_expression_fuzz.py -q -s

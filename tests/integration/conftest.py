@@ -6,6 +6,7 @@ account of its own.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import deployment
+from services.common.tokens import load_signing_key
+from tests.support import deployment, inference_process, random_models
 from tests.support.deployment import BASE_MODEL, Cluster
+from tests.support.every_call import World
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +33,27 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_base_model: Path) -> 
     directory = tmp_path_factory.mktemp("cluster").resolve()
     with Cluster(directory, {BASE_MODEL: str(tiny_base_model)}) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def world(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """All four services, with a dataset, a job of it, and everyone's tokens; `MURMURA_TEST_ENGINE` serves."""
+    rows = [{"patient": f"p{unit:02d}", "text": f"note {unit} {row}"} for unit in range(40) for row in range(2)]
+    dataset = cluster.register(rows)
+    job = cluster.create(cluster.spec(dataset, epochs=2.0))
+    key = load_signing_key(cluster.directory / "keys" / "trainer.pem")
+    inference = inference_process.deploy(
+        tmp_path_factory.mktemp("inference"),
+        os.environ.get("MURMURA_TEST_ENGINE", "transformers"),
+        random_models.make_base(tmp_path_factory.mktemp("base")),
+        key,
+        OMP_NUM_THREADS="1",
+    )
+    try:
+        yield World(cluster, inference, dataset, job)
+    finally:
+        inference.process.kill()
+        inference.process.wait()
 
 
 @pytest.fixture

@@ -5,25 +5,15 @@ The services are real processes. An RPC that is added to the contracts without a
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import json_format, message_factory
-from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-import murmura.api
-from murmura.api.dataset.v1 import expressions_pb2
-from services.common.requests import frame_digest
-from services.common.tokens import load_signing_key, mint
-from tests.support import inference_process
+from tests.support.every_call import METHODS, World
 
 CALLERS = ("nobody", "expired", "analyst", "steward", "operator", "trainer", "inference", "worker")
 # `trainer` and `inference` are services, and `worker` has the token of a job that is not the one it asks about.
@@ -132,118 +122,25 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def described() -> Iterator[Any]:
-    """Yield all methods of all contracts."""
-    modules = [reflection_pb2, health_pb2]
-    for found in pkgutil.walk_packages(murmura.api.__path__, "murmura.api."):
-        if found.name.endswith("_pb2"):
-            modules.append(importlib.import_module(found.name))
-    for module in modules:
-        for service in module.DESCRIPTOR.services_by_name.values():
-            yield from service.methods
-
-
-def short(method: Any) -> str:
-    return f"{method.containing_service.name}/{method.name}"
-
-
-METHODS = {short(method): method for method in described()}
 _heading, *_lines = TABLE.strip("\n").splitlines()
 EXPECTED = {line.split()[0]: dict(zip(_heading.split(), line.split()[1:], strict=True)) for line in _lines}
 
 
-class World:
-    """All services, and everyone's tokens."""
-
-    def __init__(self, cluster: Any, inference: Any, dataset: Any, job: Any) -> None:
-        self._names = {"JOB": job.name, "DATASET": dataset.name}
-        keys = cluster.directory / "keys"
-        self._trainer_key = load_signing_key(keys / "trainer.pem")
-        self._keys = {"": load_signing_key(keys / "deployment.pem"), "inference": inference.key}
-        self._account = dataset.account
-        endpoints = {**cluster.endpoints, "inference": f"127.0.0.1:{inference.port}"}
-        self.channels = {service: grpc.insecure_channel(endpoint) for service, endpoint in endpoints.items()}
-
-    def where(self, method: Any) -> str:
-        """Return the process that a method is called at."""
-        package = method.containing_service.full_name.split(".")
-        return package[2] if package[0] == "murmura" else "ledger"
-
-    def token(self, caller: str, service: str) -> str:
-        """Return a token of someone, as a service believes it."""
-        key = self._keys.get(service, self._keys[""])
-        if caller == "worker":
-            frame = expressions_pb2.Frame(dataset="datasets/other")
-            claims = {
-                "job": "trainingJobs/other",
-                "attempt": "1",
-                "dataset": "datasets/other",
-                "frame_sha256": frame_digest(frame),
-                "reservation": f"{self._account}/reservations/other",
-            }
-            return mint(self._trainer_key, "trainer", "worker:other", ["worker"], 600, **claims)
-        if caller == "expired":
-            return mint(key, "deployment", "steward@local", ["steward", "operator", "analyst", "service"], -10)
-        if caller in ("trainer", "inference"):
-            return mint(key, "deployment", f"service:{caller}", ["service"], 600)
-        # Another analyst than the one whose job it is.
-        return mint(key, "deployment", f"other-{caller}@local", [caller], 600)
-
-    def answer(self, method: Any, caller: str) -> tuple[str, str]:
-        """Call a method as someone; returns the status code and the reason."""
-        service = self.where(method)
-        kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
-        input_type = message_factory.GetMessageClass(method.input_type)
-        output_type = message_factory.GetMessageClass(method.output_type)
-        call = getattr(self.channels[service], kind)(
-            f"/{method.containing_service.full_name}/{method.name}",
-            request_serializer=input_type.SerializeToString,
-            response_deserializer=output_type.FromString,
-        )
-        request = json_format.ParseDict(self._named(REQUESTS.get(short(method), {})), input_type())
-        metadata = () if caller == "nobody" else (("authorization", f"Bearer {self.token(caller, service)}"),)
-        answering = None
-        try:
-            answering = call(iter([request]) if method.client_streaming else request, timeout=30, metadata=metadata)
-            if method.server_streaming:
-                next(iter(answering), None)
-        except grpc.RpcError as error:
-            failed: Any = error
-            return failed.code().name, _reason(failed)
-        finally:
-            if method.server_streaming and answering is not None:
-                answering.cancel()
-        return "OK", ""
-
-    def _named(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: self._named(inner) for key, inner in value.items()}
-        return self._names.get(value, value) if isinstance(value, str) else value
-
-
-def _reason(error: Any) -> str:
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            info = error_details_pb2.ErrorInfo()
-            if status_pb2.Status.FromString(value).details[0].Unpack(info):
-                return str(info.reason).removeprefix("ERROR_REASON_")
-    return ""
-
-
-@pytest.fixture(scope="module")
-def world(cluster: Any, tiny_base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    rows = [{"patient": f"p{unit:02d}", "text": f"note {unit} {row}"} for unit in range(40) for row in range(2)]
-    dataset = cluster.register(rows)
-    job = cluster.create(cluster.spec(dataset, epochs=2.0))
-    key = load_signing_key(cluster.directory / "keys" / "trainer.pem")
-    inference = inference_process.deploy(
-        tmp_path_factory.mktemp("inference"), "transformers", tiny_base_model, key, OMP_NUM_THREADS="1"
+def told(world: World, name: str, caller: str) -> tuple[str, str]:
+    """Call a method as someone; returns the status code and the reason."""
+    method = METHODS[name]
+    names = {"JOB": world.job.name, "DATASET": world.dataset.name}
+    request = json_format.ParseDict(
+        _named(REQUESTS.get(name, {}), names), message_factory.GetMessageClass(method.input_type)()
     )
-    try:
-        yield World(cluster, inference, dataset, job)
-    finally:
-        inference.process.kill()
-        inference.process.wait()
+    token = "" if caller == "nobody" else world.token(caller, world.where(method))
+    return world.call(method, [request], token)[:2]
+
+
+def _named(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _named(inner, names) for key, inner in value.items()}
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def test_every_method_has_a_line_and_every_line_a_method() -> None:
@@ -266,7 +163,7 @@ def test_the_services_serve_what_is_described_and_nothing_else(world: World) -> 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_everyone_is_told_what_the_table_says(world: World, name: str) -> None:
     expected = {caller: MEANING[word] for caller, word in EXPECTED[name].items()}
-    assert {caller: world.answer(METHODS[name], caller) for caller in CALLERS} == expected
+    assert {caller: told(world, name, caller) for caller in CALLERS} == expected
 
 
 def test_what_is_not_in_the_contracts_is_nobodys(world: World) -> None:
