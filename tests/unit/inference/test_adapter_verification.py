@@ -112,6 +112,11 @@ def test_unsound_weights_are_rejected(
         ("shapes", "r", 8),
         ("config", "target_modules", ".*"),
         ("config", "target_modules", []),
+        ("config", "target_modules", [""]),
+        ("config", "target_modules", [1]),
+        ("config", "peft_type", None),
+        ("config", "lora_alpha", 0),
+        ("config", "lora_alpha", float("inf")),
         ("names", "target_modules", ["q_proj"]),
         ("names", "target_modules", ["q_proj", "lm_head"]),
         ("names", "target_modules", ["embed_tokens"]),
@@ -135,6 +140,44 @@ def test_a_file_that_is_no_safetensors_is_rejected(adapter: Path, shapes: dict[s
     with pytest.raises(Rejected) as rejected:
         verify_adapter(adapter, shapes, Limits())
     assert rejected.value.check == "format"
+
+
+@pytest.mark.parametrize(
+    ("check", "content"), [("format", b"[]"), ("format", b"null"), ("format", b"{"), ("size", b" " * (1 << 16) + b"{}")]
+)
+def test_a_config_that_is_no_small_object_is_rejected(
+    check: str, content: bytes, adapter: Path, shapes: dict[str, tuple[int, int]]
+) -> None:
+    (adapter / "adapter_config.json").write_bytes(content)
+    with pytest.raises(Rejected) as rejected:
+        verify_adapter(adapter, shapes, Limits())
+    assert rejected.value.check == check
+
+
+def test_a_config_without_a_type_is_rejected(adapter: Path, shapes: dict[str, tuple[int, int]]) -> None:
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    del config["peft_type"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(Rejected) as rejected:
+        verify_adapter(adapter, shapes, Limits())
+    assert rejected.value.check == "config"
+
+
+def test_the_norm_is_of_what_is_added_by_either_scaling(adapter: Path, shapes: dict[str, tuple[int, int]]) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    weights = load_file(adapter / "adapter_model.safetensors")
+    norms = {name: tensor.double().norm().item() for name, tensor in weights.items()}
+    most = max(norms[name] * norms[name.replace("lora_A", "lora_B")] for name in norms if "lora_A" in name)
+    for rslora, scale in (
+        (False, config["lora_alpha"] / config["r"]),
+        (True, config["lora_alpha"] / config["r"] ** 0.5),
+    ):
+        edit(adapter, use_rslora=rslora)
+        verify_adapter(adapter, shapes, Limits(norm_bound=scale * most * 1.001))
+        with pytest.raises(Rejected) as rejected:
+            verify_adapter(adapter, shapes, Limits(norm_bound=scale * most * 0.999))
+        assert rejected.value.check == "norm"
 
 
 def test_limits_bind(adapter: Path, shapes: dict[str, tuple[int, int]]) -> None:

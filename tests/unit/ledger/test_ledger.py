@@ -98,6 +98,17 @@ def test_unlimited_needs_consent_and_is_recorded():
     assert refused(closed, reserve("4", 0, "ann", unlimited=True)) == "UNLIMITED_NOT_ALLOWED"
 
 
+def test_a_job_without_privacy_has_no_price():
+    event = reserve("1", 0, "ann", unlimited=True)
+    event = command("reserve", "1", {**event.data, "price": [5, 1]})
+    assert refused(ready(), event) == "COMMIT_EXCEEDS_RESERVATION"
+
+
+@pytest.mark.parametrize("capacity", [(0, 10), (-1, 10), (100, -1)])
+def test_an_account_opens_with_a_budget_or_not_at_all(capacity):
+    assert refused(Ledger(), opened(capacity=capacity)) == "TARGET_UNREACHABLE"
+
+
 def test_a_cap_changes_by_two_people_only():
     ledger = ready()
     change = {"name": "c/1", "epsilon": 2.0, "capacity": [200, 10], "justification": "a new study"}
@@ -115,7 +126,10 @@ def test_a_share_bounds_its_owner_and_shuts_out_the_rest():
     ledger.do(reserve("3", 30))
     assert refused(ledger, reserve("4", 1, "bob")) == "GRANT_EXHAUSTED"
     ledger.do(commit("5", "r/3", 10))
-    ledger.do(reserve("6", 20))
+    with pytest.raises(Refusal) as caught:
+        ledger.do(reserve("6", 21))
+    assert caught.value.metadata["left"] == Amount(20, 4)
+    ledger.do(reserve("7", 20))
 
 
 @pytest.mark.parametrize("field", ["payload", "previous_hash", "hash", "sequence"])
