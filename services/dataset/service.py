@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 import grpc
 from google.protobuf.message import Message
@@ -17,6 +16,7 @@ from murmura.api.ledger.v1 import ledger_pb2, ledger_service_pb2
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError
 from services.common.ledger import Ledger
+from services.common.locks import Locks
 from services.common.pages import page
 from services.common.requests import body_hash, frame_digest, reused
 from services.common.tokens import Principal
@@ -48,13 +48,13 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         self._sources = sources
         self._ledger = ledger
         self._queries = Queries(catalogue, ledger)
-        self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = Locks()
 
     async def RegisterDataset(
         self, request: pb.RegisterDatasetRequest, context: Any
     ) -> AsyncIterator[pb.RegisterDatasetResponse]:
         """Read rows in, open the account, and only then let the dataset be seen."""
-        async with self._lock(f"datasets/{request.dataset_id}"):
+        async with self._locks.of(f"datasets/{request.dataset_id}"):
             if (served := self._served(request, pb.RegisterDatasetResponse)) is not None:
                 yield served
                 return
@@ -93,7 +93,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
 
     async def UpdatePolicy(self, request: pb.UpdatePolicyRequest, context: Any) -> pb.UpdatePolicyResponse:
         """Change who may use a dataset."""
-        async with self._lock(request.name):
+        async with self._locks.of(request.name):
             if (served := self._served(request, pb.UpdatePolicyResponse)) is not None:
                 return served
             steward = current_principal()
@@ -121,7 +121,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:
         """Erase the key, then the rows, then forget the name. The ledger keeps the account."""
-        async with self._lock(request.name):
+        async with self._locks.of(request.name):
             if (served := self._served(request, pb.DeleteDatasetResponse)) is not None:
                 return served
             _, storage_id = self._catalogue.visible(request.name, current_principal())
@@ -164,7 +164,7 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
 
     async def QueryStatistic(self, request: pb.QueryStatisticRequest, context: Any) -> pb.QueryStatisticResponse:
         """Answer with noise, after the ledger has charged it; or say what it would cost."""
-        async with self._lock(f"requests/{request.request_id.lower()}"):
+        async with self._locks.of(f"requests/{request.request_id.lower()}"):
             return await self._queries.answer(request, current_principal())
 
     async def _require_pending(self, claims: dict[str, Any], claim: str, dataset: dataset_pb2.Dataset) -> None:
@@ -193,10 +193,6 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             if isinstance(failure, OtherLineage):
                 raise registration.two_accounts() from None
             raise
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        """Return what lets one write to a dataset happen at a time."""
-        return self._writing.setdefault(name, asyncio.Lock())
 
     def _served(self, request: Any, kind: type[Answer]) -> Answer | None:
         """Return the first answer to this request if it was served before.

@@ -15,11 +15,11 @@ import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import structlog
 
 from services.common.children import Child, start
+from services.common.locks import Locks
 from services.inference.engine import EngineRefused, Sampling
 
 # A busy machine imports slowly, and gives a second of its processors over several.
@@ -45,8 +45,7 @@ class Structures:
         self._child: Child | None = None
         self._turn = asyncio.Lock()  # its queue is in order of arrival
         self._busy: asyncio.Task[bool] | None = None
-        # A lock is there while somebody holds it or waits for it.
-        self._tenants: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tenants = Locks()
         self._known: OrderedDict[bytes, bool] = OrderedDict()
 
     async def check(self, sampling: Sampling, tenant: str) -> None:
@@ -87,7 +86,7 @@ class Structures:
             await child.end()
 
     async def _decide(self, key: bytes, field: str, text: str, tenant: str) -> bool:
-        async with self._tenants.setdefault(tenant, asyncio.Lock()), self._turn:
+        async with self._tenants.of(tenant), self._turn:
             if key not in self._known:
                 self._busy = asyncio.current_task()
                 try:

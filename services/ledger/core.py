@@ -7,12 +7,14 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypeVar
 
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.ledger.v1 import ledger_pb2
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, dependency_unavailable, invalid, not_found
+from services.common.locks import Locks
 from services.common.requests import body_hash
 from services.ledger import accounting, messages
 from services.ledger.accounting import E18, Mechanism, Unpriceable
@@ -42,6 +44,7 @@ class Core:
         self._results: dict[Any, Any] = {}
         # Of their own: plans that wait for each other must not keep the journal's readers waiting.
         self._threads = ThreadPoolExecutor(COMPOSITIONS, "composition")
+        self._turns = Locks()
 
     @property
     def state(self) -> State:
@@ -108,7 +111,8 @@ class Core:
         key = (function, arguments)
         if key not in self._results:
             try:
-                result = await self._composing(function, *arguments)
+                async with self._turn():
+                    result = await self._composing(function, *arguments)
             except Unpriceable as problem:
                 raise unreachable(problem) from None
             while len(self._results) >= RESULTS_KEPT:
@@ -116,6 +120,14 @@ class Core:
             self._results[key] = result
         found: _T = self._results[key]
         return found
+
+    def _turn(self) -> AbstractAsyncContextManager[None]:
+        """Give each person one composition at a time, so that nobody waits for all that another asks.
+
+        Services ask for many people, and see to the same themselves.
+        """
+        caller = current_principal()
+        return nullcontext() if caller.has("service") else self._turns.of(caller.subject)
 
     async def _composing(self, function: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

@@ -19,6 +19,7 @@ import structlog
 
 from services.common.errors import MurmuraError, unknown
 from services.common.ledger import Ledger
+from services.common.locks import Locks
 from services.trainer import jobs
 from services.trainer.artifacts import ArtifactStore, Provenance
 from services.trainer.budget import Budget, is_refusal
@@ -68,7 +69,7 @@ class Control:
         self.budget = Budget(ledger)
         self.tending = Tending(launcher, token, limits, nodes)
         self._artifacts = artifacts
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = Locks()
         self._news: dict[str, asyncio.Event] = {}
         self._persons = 0
         self._calm = asyncio.Event()
@@ -80,7 +81,7 @@ class Control:
 
     def lock(self, job_id: str) -> asyncio.Lock:
         """Return the lock under which a job is changed."""
-        return self._locks.setdefault(job_id, asyncio.Lock())
+        return self._locks.of(job_id)
 
     def save(self, job: Job) -> None:
         """Write where a job stands, and wake whoever watches it."""

@@ -15,6 +15,7 @@ from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, dependency_unavailable, not_found
+from services.common.locks import Locks
 from services.common.pages import page
 from services.common.requests import body_hash, reused
 from services.common.tokens import Principal
@@ -51,6 +52,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         self._control = control
         self._base_models = sorted(base_models)
         self._turns = asyncio.Semaphore(CREATED_AT_ONCE)
+        self._planning = Locks()
 
     async def ListBaseModels(self, request: pb.ListBaseModelsRequest, context: Any) -> pb.ListBaseModelsResponse:
         """List base models."""
@@ -60,7 +62,10 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
 
     async def PlanTrainingJob(self, request: pb.PlanTrainingJobRequest, context: Any) -> pb.PlanTrainingJobResponse:
         """Plan a job; spends nothing."""
-        return pb.PlanTrainingJobResponse(plan=await self._planner.plan(request.spec, current_principal()))
+        principal = current_principal()
+        # A plan may take the ledger seconds, and to the ledger all of them are this service's.
+        async with self._planning.of(principal.subject):
+            return pb.PlanTrainingJobResponse(plan=await self._planner.plan(request.spec, principal))
 
     async def CreateTrainingJob(
         self, request: pb.CreateTrainingJobRequest, context: Any

@@ -11,6 +11,8 @@ import pytest
 from dp_accounting.pld import common
 from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
 
+from services.common import auth
+from services.common.tokens import Principal
 from services.ledger import accounting, profiles
 from services.ledger.accounting import Cap, Mechanism, Unit, Unpriceable
 from services.ledger.core import COMPOSITIONS, Core
@@ -104,18 +106,38 @@ def test_a_composition_has_no_more_cells_than_are_allowed():
         losses.compose(1000)
 
 
+async def asked(core, subject, function, *roles):
+    """Compute as someone."""
+    auth._principal.set(Principal(subject, frozenset(roles or ("analyst",))))
+    return await core.compute(function, subject)
+
+
 def test_plans_do_not_keep_others_from_threads():
     """However many compositions wait, the journal can be read."""
     go = threading.Event()
 
-    async def run() -> str:
+    async def run():
         core = Core(None, None)
-        waiting = [asyncio.ensure_future(core.compute(lambda number: go.wait(30) and number, n)) for n in range(200)]
+        waiting = [asyncio.create_task(asked(core, f"a{n}", lambda who: go.wait(30) and who)) for n in range(100)]
         await asyncio.sleep(0.05)
         other = await asyncio.wait_for(asyncio.to_thread(lambda: "read"), 10)
         go.set()
-        assert await asyncio.gather(*waiting) == list(range(200))
+        assert await asyncio.gather(*waiting) == [f"a{n}" for n in range(100)]
         return other
 
     assert asyncio.run(run()) == "read"
     assert COMPOSITIONS < 6
+
+
+def test_nobody_waits_for_all_that_another_asks():
+    go = threading.Event()
+
+    async def run():
+        core = Core(None, None)
+        flood = [asyncio.create_task(asked(core, "greedy", lambda who, n=n: go.wait(30) and n)) for n in range(50)]
+        await asyncio.sleep(0.05)
+        assert await asyncio.wait_for(asked(core, "other", lambda who: f"for {who}"), 10) == "for other"
+        go.set()
+        assert await asyncio.gather(*flood) == list(range(50))
+
+    asyncio.run(run())
