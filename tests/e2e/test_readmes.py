@@ -47,6 +47,9 @@ ELSEWHERE = {
         "sh",
         "for target",
     ): "nothing: it needs docker; tests/unit/deploy/test_images.py checks the targets",
+    ("services/dataset/README.md", "console", "$ MURMURA_STATE_DIR"): (
+        "tests/unit/dataset/test_rewrap.py: the same words; test_dataset_recovery.py, beside a service that runs"
+    ),
     ("services/inference/README.md", "sh", "python -m"): "tests/support/inference_process.py, and every e2e test",
     ("services/trainer/README.md", "sh", "python -m"): "tests/support/deployment.py, and every launcher",
     (".github/CONTRIBUTING.md", "", "make test"): ".ci/run, and whoever contributes",

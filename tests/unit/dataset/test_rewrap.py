@@ -252,7 +252,8 @@ def test_the_command_says_what_to_do_next(
 ) -> None:
     monkeypatch.setenv("MURMURA_STATE_DIR", str(state))
     assert under_test.main() == 0
-    assert "4 keys are wrapped by a fresh master.key. Back it up now" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said == "4 keys are wrapped by a fresh master.key. Back it up now: the old one opens old backups alone.\n"
     monkeypatch.setenv("MURMURA_TRANSIT_URL", holders[0].server.url)
     with pytest.raises(SystemExit):
         under_test.main()
