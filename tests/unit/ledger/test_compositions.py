@@ -91,12 +91,11 @@ def test_what_would_need_too_much_memory_is_refused_at_once(mechanism):
     assert time.monotonic() - begun < COMPOSITION_S
 
 
-@pytest.mark.parametrize(
-    "mechanism", [Mechanism(5e-324, 5e-324, 7), Mechanism(1.0, 5e-324, 7), Mechanism(1.0, 1e-13, 1)]
-)
-def test_what_doubles_cannot_tell_from_nothing_is_refused(mechanism):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("sigma", "probability"), [(5e-324, 5e-324), (5e-324, 0.5), (1.0, 5e-324), (1.0, 1e-13)])
+def test_what_doubles_cannot_tell_from_nothing_is_refused(sigma, probability):
     with pytest.raises(Unpriceable, match="raise the"):
-        accounting.price(mechanism, Unit(), 1e-6)
+        accounting.price(Mechanism(sigma, probability, 7), Unit(), 1e-6)
 
 
 def test_a_composition_has_no_more_cells_than_are_allowed():
