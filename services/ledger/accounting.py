@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from services.ledger.discretisation import Array
+from services.ledger.discretisation import Array, require_some
 from services.ledger.discretisation import Unpriceable as Unpriceable
 from services.ledger.profiles import (
     LARGEST_EPSILON,
@@ -79,7 +79,12 @@ class Unit:
         return lower_deltas(self.compose(units), epsilons)
 
     def estimate(self, mu: float) -> int:
-        """Return about how many units make mu-GDP (central limit theorem); only ever where a search begins."""
+        """Return about how many units make mu-GDP (central limit theorem); only ever where a search begins.
+
+        Raises:
+            Unpriceable: if doubles hardly tell a unit from nothing.
+        """
+        require_some(self.noise_multiplier, self.sampling_probability)
         spread = self.sampling_probability * math.sqrt(math.expm1(min(self.noise_multiplier**-2, 700.0)))
         return max(1, min(MOST, round((mu / spread) ** 2)))
 

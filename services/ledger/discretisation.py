@@ -24,8 +24,7 @@ _LOG_TAIL = -40.0
 STEP_SLACK = 1e-15
 # Whatever has more is not private by far, or was cut too finely: a composition takes seconds by then.
 MOST_CELLS = 1 << 20
-
-
+# What is less, doubles hardly tell from nothing; no mechanism that anybody would run comes near.
 _LEAST_NOISE, _LEAST_PROBABILITY = 1e-3, 1e-12
 
 
@@ -89,12 +88,9 @@ def bounds(sigma: float, probability: float, direction: AdjacencyType) -> tuple[
     """Return the least and the greatest loss of one step, apart from a mass of e^-40.
 
     Raises:
-        Unpriceable: if doubles do not tell the step from one without noise, or without anyone in it.
+        Unpriceable: as `require_some`.
     """
-    if sigma < _LEAST_NOISE:
-        raise hardly_private()
-    if probability < _LEAST_PROBABILITY:
-        raise Unpriceable("hardly anyone takes part in a step; raise the sampling probability")
+    require_some(sigma, probability)
     loss = GaussianPrivacyLoss(
         sigma, sampling_prob=probability, adjacency_type=direction, log_mass_truncation_bound=_LOG_TAIL
     )
@@ -126,6 +122,18 @@ def step_delta(sigma: float, probability: float, direction: AdjacencyType, epsil
             found = ndtr(outcome / sigma) - np.exp(epsilons + other)
     delta: Array = np.clip(found, 0.0, 1.0)
     return delta
+
+
+def require_some(sigma: float, probability: float) -> None:
+    """Refuse a step that doubles do not tell from one without noise, or without anyone in it.
+
+    Raises:
+        Unpriceable: naming what to raise.
+    """
+    if sigma < _LEAST_NOISE:
+        raise hardly_private()
+    if probability < _LEAST_PROBABILITY:
+        raise Unpriceable("hardly anyone takes part in a step; raise the sampling probability")
 
 
 def hardly_private() -> Unpriceable:

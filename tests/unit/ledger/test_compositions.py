@@ -96,6 +96,8 @@ def test_what_would_need_too_much_memory_is_refused_at_once(mechanism):
 def test_what_doubles_cannot_tell_from_nothing_is_refused(sigma, probability):
     with pytest.raises(Unpriceable, match="raise the"):
         accounting.price(Mechanism(sigma, probability, 7), Unit(), 1e-6)
+    with pytest.raises(Unpriceable, match="raise the"):
+        accounting.capacity(Cap(8.0, 10**13, 10**12, Unit(sigma, probability)))
 
 
 def test_a_composition_has_no_more_cells_than_are_allowed():
