@@ -201,10 +201,8 @@ def price(mechanism: Mechanism, unit: Unit, truncation: float) -> int:
     own = Unit(mechanism.noise_multiplier, mechanism.sampling_probability)
     ratio = unit.estimate(1.0) / own.estimate(1.0)
     guess = max(1, round(ratio * mechanism.steps))
-    most = mechanism.steps if _is_weaker(mechanism, unit) else MOST
-    return min(
-        most, 1 + last(falls_short, guess, "no number of units covers this mechanism; raise the noise multiplier")
-    )
+    least = 1 + last(falls_short, guess, "no number of units covers this mechanism; raise the noise multiplier")
+    return min(least, mechanism.steps) if _is_weaker(mechanism, unit) else least
 
 
 def calibrate(
