@@ -105,14 +105,9 @@ def main() -> int:
     settings, old = RewrapSettings.load(), OldTransit.load()
     try:
         count = rewrap(settings.state_dir, old.transit, settings.transit)
-    except Sealed as problem:
-        print(f"Nothing is lost, and not every key has changed hands: {problem}", file=sys.stderr)
-        return 2
-    except HolderAway as away:
-        print(
-            f"Nothing is lost, and not every key has changed hands: {away} does not answer or refuses. Run this again.",
-            file=sys.stderr,
-        )
+    except (Sealed, HolderAway) as problem:
+        away = " does not answer or refuses. Run this again." if isinstance(problem, HolderAway) else ""
+        print(f"Nothing is lost, and not every key has changed hands: {problem}{away}", file=sys.stderr)
         return 2
     if settings.transit is None:
         print(f"{count} keys are wrapped by a fresh {MASTER}. Back it up now: the old one opens old backups alone.")

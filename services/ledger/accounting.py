@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from services.ledger.discretisation import Array, require_some
+from services.ledger.discretisation import Array, hardly_private, require_some
 from services.ledger.discretisation import Unpriceable as Unpriceable
 from services.ledger.profiles import (
     LARGEST_EPSILON,
@@ -288,7 +288,7 @@ def _profile(mechanism: Mechanism, truncation: float) -> tuple[Array, Array]:
     ends = np.concatenate([[1.0], np.geomspace(1.0, LARGEST_EPSILON, 120)[1:]])
     covered = np.all(upper_deltas(mechanism, ends) <= truncation, axis=0)
     if not covered[-1]:
-        raise Unpriceable("this mechanism is hardly private; raise the noise multiplier")
+        raise hardly_private()
     end = float(ends[int(np.argmax(covered))])
     grid = np.linspace(0.0, end, max(LEAST_CELLS, math.ceil(end / CELL)) + 1)
     return grid, upper_deltas(mechanism, grid)

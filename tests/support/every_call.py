@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 from google.protobuf import message_factory
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -18,6 +17,7 @@ import murmura.api
 from murmura.api.dataset.v1 import expressions_pb2
 from services.common.requests import frame_digest
 from services.common.tokens import load_signing_key, mint
+from tests.support.refusals import reason
 
 TIMEOUT_S = 30
 
@@ -106,7 +106,7 @@ class World:
                 answers.append(answering)
         except grpc.RpcError as error:
             failed: Any = error
-            return failed.code().name, _reason(failed), answers
+            return failed.code().name, reason(failed), answers
         finally:
             if method.server_streaming and answering is not None:
                 answering.cancel()
@@ -121,12 +121,3 @@ class World:
             "reservation": reservation,
         }
         return mint(self._trainer_key, "trainer", f"worker:{job.partition('/')[2]}", ["worker"], 600, **claims)
-
-
-def _reason(error: Any) -> str:
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            info = error_details_pb2.ErrorInfo()
-            if status_pb2.Status.FromString(value).details[0].Unpack(info):
-                return str(info.reason).removeprefix("ERROR_REASON_")
-    return ""

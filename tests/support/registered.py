@@ -7,6 +7,7 @@ import polars as pl
 from murmura.api.dataset.v1 import dataset_pb2, expressions_pb2
 from services.dataset.registry import Registry
 from services.dataset.units import Units
+from services.dataset.vault import Vault
 
 
 def resource(name: str = "datasets/notes", lineage: str = "aaaa") -> dataset_pb2.Dataset:
@@ -17,6 +18,13 @@ def resource(name: str = "datasets/notes", lineage: str = "aaaa") -> dataset_pb2
         made.schema.columns.add(name=column, type=expressions_pb2.ValueType.Value(f"VALUE_TYPE_{kind}"))
     made.schema.columns[2].public_values.extend(["a|b", "c|d"])
     return made
+
+
+def store(vault: Vault, name: str, rows: pl.DataFrame) -> None:
+    """Keep rows in a vault."""
+    incoming = vault.incoming(name)
+    incoming.add(rows)
+    incoming.keep()
 
 
 def add(registry: Registry, made: dataset_pb2.Dataset, request: str = "r1", fingerprint: str = "f") -> None:

@@ -7,10 +7,13 @@ import json
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from services.dataset.keys import TransitKeys
 
 
 class TransitServer:
@@ -55,6 +58,7 @@ class TransitServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
+        self._name = name
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -70,6 +74,11 @@ class TransitServer:
         associated = base64.b64decode(body.get("associated_data", ""))
         plain = AESGCM(self.key).decrypt(sealed[:12], sealed[12:], associated)
         return {"plaintext": base64.b64encode(plain).decode()}
+
+    def keys(self, token: Path) -> TransitKeys:
+        """Return who asks this server, with its token in a file that is written here."""
+        token.write_text(self.token + "\n")
+        return TransitKeys(self.url, self._name, token, "transit", None)
 
     def stop(self) -> None:
         self._server.shutdown()

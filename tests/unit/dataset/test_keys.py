@@ -11,6 +11,7 @@ import pytest
 from services.dataset.keys import HolderAway, TransitKeys
 from services.dataset.sealing import Sealed
 from services.dataset.vault import Vault
+from tests.support.registered import store
 from tests.support.transit_server import TransitServer
 
 ROWS = pl.DataFrame({"patient": ["p1"], "text": ["Quillfeather"]})
@@ -26,15 +27,7 @@ def server() -> Iterator[TransitServer]:
 
 @pytest.fixture
 def keys(server: TransitServer, tmp_path: Path) -> TransitKeys:
-    token = tmp_path / "token"
-    token.write_text(server.token + "\n")
-    return TransitKeys(server.url, "murmura", token, "transit", None)
-
-
-def store(vault: Vault) -> None:
-    incoming = vault.incoming("one")
-    incoming.add(ROWS)
-    incoming.keep()
+    return server.keys(tmp_path / "token")
 
 
 def test_a_key_opens_under_its_own_name_only(keys: TransitKeys) -> None:
@@ -50,7 +43,7 @@ def test_a_key_opens_under_its_own_name_only(keys: TransitKeys) -> None:
 
 def test_no_key_that_opens_a_dataset_lies_here(keys: TransitKeys, server: TransitServer, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    store(Vault(state, keys))
+    store(Vault(state, keys), "one", ROWS)
     assert not (state / "master.key").exists()
     assert pl.concat(Vault(state, keys).read("one")).equals(ROWS)
     server.key = bytes(32)
@@ -61,7 +54,7 @@ def test_no_key_that_opens_a_dataset_lies_here(keys: TransitKeys, server: Transi
 
 
 def test_rows_of_a_local_key_do_not_become_another_holder_s(keys: TransitKeys, tmp_path: Path) -> None:
-    store(Vault(tmp_path / "state"))
+    store(Vault(tmp_path / "state"), "one", ROWS)
     with pytest.raises(Sealed, match="another key"):
         Vault(tmp_path / "state", keys)
 
@@ -70,7 +63,7 @@ def test_a_holder_who_is_away_or_refuses_is_told_from_a_lost_key(
     keys: TransitKeys, server: TransitServer, tmp_path: Path
 ) -> None:
     vault = Vault(tmp_path / "state", keys)
-    store(vault)
+    store(vault, "one", ROWS)
     (tmp_path / "token").write_text("s.expired")
     with pytest.raises(HolderAway, match="murmura"):
         list(vault.read("one"))

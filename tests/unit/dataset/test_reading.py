@@ -23,6 +23,7 @@ from services.dataset.registry import Registry
 from services.dataset.units import Units
 from services.dataset.vault import Piece, Vault
 from tests.support.notes import cut
+from tests.support.registered import store
 from tests.support.sent import rows_in
 
 ANALYST = Principal("ann@local", frozenset({"analyst"}))
@@ -47,9 +48,7 @@ def holding(tmp_path: Path) -> Make:
             made.schema.columns.add(name=column, type=frames_pb2.VALUE_TYPE_STRING)
         catalogue = Catalogue(Registry(tmp_path / "registry.sqlite3"), Vault(tmp_path))
         catalogue.registry.add(made, "storage", units.packed(), "f", ("r1", "body", b"answer"))
-        incoming = catalogue.vault.incoming("storage")
-        incoming.add(rows)
-        incoming.keep()
+        store(catalogue.vault, "storage", rows)
         return catalogue
 
     return make

@@ -16,6 +16,7 @@ from services.dataset.keys import HolderAway, TransitKeys
 from services.dataset.rewrap import rewrap
 from services.dataset.sealing import Sealed
 from services.dataset.vault import Vault
+from tests.support.registered import store
 from tests.support.transit_server import TransitServer
 
 ROWS = pl.DataFrame({"patient": ["p1", "p2"], "text": ["Quillfeather", "Brambleworth"]})
@@ -27,9 +28,7 @@ class Holder:
 
     def __init__(self, directory: Path, name: str) -> None:
         self.server = TransitServer(name)
-        token = directory / f"{name}.token"
-        token.write_text(self.server.token)
-        self.keys = TransitKeys(self.server.url, name, token, "transit", None)
+        self.keys = self.server.keys(directory / f"{name}.token")
 
 
 @pytest.fixture
@@ -38,12 +37,6 @@ def holders(tmp_path: Path) -> Iterator[tuple[Holder, Holder]]:
     yield made
     for one in made:
         one.server.stop()
-
-
-def store(vault: Vault, name: str) -> None:
-    incoming = vault.incoming(name)
-    incoming.add(ROWS)
-    incoming.keep()
 
 
 def opens(vault: Vault, *names: str) -> bool:
@@ -64,7 +57,7 @@ def state(tmp_path: Path) -> Path:
     """The directory of a service with three datasets, whose keys a file wraps."""
     vault = Vault(tmp_path / "state")
     for name in NAMES:
-        store(vault, name)
+        store(vault, name, ROWS)
     return tmp_path / "state"
 
 
@@ -97,7 +90,7 @@ def test_a_service_that_runs_follows(state: Path) -> None:
     running = Vault(state)
     rewrap(state, None, None)
     assert opens(running, *NAMES)
-    store(running, "four")
+    store(running, "four", ROWS)
     assert opens(Vault(state), *NAMES, "four")
 
 
@@ -199,7 +192,7 @@ def test_what_is_erased_or_registered_meanwhile_waits(state: Path, holders: tupl
         else:
             with pytest.raises(HolderAway):
                 # The key that this service knew is gone by now; nothing is wrapped by it.
-                store(running, "four")
+                store(running, "four", ROWS)
         done.set()
 
     meanwhile = threading.Thread(target=other)

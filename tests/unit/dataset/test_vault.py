@@ -10,6 +10,7 @@ import pytest
 from services.dataset import batches
 from services.dataset.sealing import Sealed
 from services.dataset.vault import Vault
+from tests.support.registered import store
 
 ROWS = pl.DataFrame(
     {"patient": ["Quillfeather", "Quillfeather", "Brambleworth"], "n": [1, 2, 3], "text": ["x", "y", ""]}
@@ -18,12 +19,6 @@ ROWS = pl.DataFrame(
 
 def everything_in(directory: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file())
-
-
-def store(vault: Vault, name: str, rows: pl.DataFrame) -> None:
-    incoming = vault.incoming(name)
-    incoming.add(rows)
-    incoming.keep()
 
 
 def load(vault: Vault, name: str) -> pl.DataFrame:
