@@ -19,6 +19,7 @@ CAUSES = {
     "BASE_MODEL": "The base model could not be loaded, or has no layer that can be adapted. Choose another one.",
     "TEXT_FORMAT": "The base model's tokenizer has no chat template, or no end of text. Choose another base model, or "
     "write the conversations out as text: X['text'] = X['messages'].apply(trace(…)).",
+    "MAX_LENGTH": "max_length is more tokens than the base model reads at once. Choose a smaller one.",
     "OUT_OF_MEMORY": "Memory ran out. Choose a smaller max_length or lora_rank, or a larger machine.",
     "ROWS_UNAVAILABLE": "The dataset service did not give the rows. Try again; if it persists, ask the operator.",
     "INTERNAL": "The worker ended without saying why. Try again; the operator finds its log.",
@@ -132,7 +133,7 @@ def _charged(record: Record) -> str:
     """Say what a job without an adapter has cost."""
     settled = settlement.resolution(record.job)
     measured = record.plan.HasField("evaluation") and not settlement.evaluation_resolution(record.job).release
-    if settled.release or record.plan.statement.unlimited:
+    if settled.release or settled.attested_steps == 0 or record.plan.statement.unlimited:
         said = "Nothing was charged for training." if measured else "Nothing was charged."
     elif settled.attested_steps is None:
         said = "Its plan was charged in full, because nobody can say which steps ran."

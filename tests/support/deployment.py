@@ -280,7 +280,7 @@ def tiny_base_model(place: Path) -> Path:
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=256,  # as many as the default length of rows
         bos_token_id=0,
         eos_token_id=0,
         tie_word_embeddings=True,

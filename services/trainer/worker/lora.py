@@ -9,6 +9,7 @@ gradient never exists, so that no code can use it unclipped by mistake.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from services.trainer.worker.batches import Layout
 
 ADAPTER = "default"
+# Of these, linear layers get the tokens of all rows in one line, row by row; their code says so. Others are not taken
+# at their number of tokens: a mixture of experts may hand as many to a layer in another order.
+_IN_ONE_LINE = frozenset({"OPTDecoderLayer"})
 
 
 class UnsupportedModelError(RuntimeError):
@@ -30,9 +34,10 @@ class UnsupportedModelError(RuntimeError):
 class _Layer:
     """One adapted layer: its A and B, and the buffers that hold their per-unit gradients."""
 
-    def __init__(self, name: str, module: Any) -> None:
+    def __init__(self, name: str, module: Any, *, in_one_line: bool) -> None:
         self.name = name
         self.module = module
+        self.in_one_line = in_one_line
         self.a: nn.Parameter = module.lora_A[ADAPTER].weight
         self.b: nn.Parameter = module.lora_B[ADAPTER].weight
         self.scaling: float = module.scaling[ADAPTER]
@@ -94,8 +99,10 @@ class _CapturingLora(torch.autograd.Function):
         hidden = x @ a.T
         ctx.save_for_backward(x, hidden, a, scaled_b)
         ctx.layer, ctx.layout = layer, layout
-        adapted = torch.addmm(base.flatten(0, 1), hidden.flatten(0, 1), scaled_b.T)
-        return adapted.view(base.shape)
+        # No view is returned: models such as Falcon add to a layer's output in place.
+        adapted = torch.empty_like(base, memory_format=torch.contiguous_format)
+        torch.addmm(base.flatten(0, 1), hidden.flatten(0, 1), scaled_b.T, out=adapted.view(-1, base.shape[-1]))
+        return adapted
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,8 +133,11 @@ class UnitGradients:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
         self._layers = [
-            _Layer(name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear)
+            _Layer(name, module, in_one_line=type(modules[name.rpartition(".")[0]]).__name__ in _IN_ONE_LINE)
+            for name, module in modules.items()
+            if isinstance(module, LoraLinear)
         ]
         self.layout: Layout | None = None
         _check_supported(model, self._layers)
@@ -187,13 +197,16 @@ class UnitGradients:
 
     def _forward(self, layer: _Layer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layout = self.layout
+        flat = layer.in_one_line and layout is not None and x.shape[:-1] == (math.prod(layout.shape),)
+        if flat and layout is not None:
+            x = x.view(*layout.shape, x.shape[-1])
         if layout is None or x.dim() != 3 or x.shape[:2] != layout.shape:
             raise UnsupportedModelError(
                 f"layer {layer.name} does not see its input row by row, so units cannot be told apart"
             )
         base = layer.module.base_layer(x, *args, **kwargs)
         adapted = _CapturingLora.apply(base, x.to(base.dtype), layer.a, layer.b, layer, layout)  # type: ignore[no-untyped-call]
-        return cast(Tensor, adapted)
+        return cast(Tensor, adapted.flatten(0, 1) if flat else adapted)
 
 
 def _check_supported(model: nn.Module, layers: list[_Layer]) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from services.trainer.worker.execution import expect_any_shape
 
@@ -23,6 +25,10 @@ ALL_LINEAR = "all-linear"
 
 class BaseModelError(RuntimeError):
     """The base model cannot be loaded or adapted. Its message names public facts only."""
+
+
+class MaxLengthError(RuntimeError):
+    """The base model reads no rows of so many tokens. Its message names public facts only."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,23 @@ def load_base(location: str, device: torch.device | None = None, dtype: torch.dt
     return BaseModel(model.to(device), tokenizer)
 
 
+def check_length(base: BaseModel, max_length: int) -> None:
+    """See that the base model reads rows as long as they may become.
+
+    With learned positions, a longer row would end the job at the step that draws it, and so tell of the row.
+
+    Args:
+        base: loaded.
+        max_length: longest row in tokens.
+
+    Raises:
+        MaxLengthError: if it does not.
+    """
+    positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < max_length:
+        raise MaxLengthError(f"the base model reads at most {positions} tokens at once, not {max_length}")
+
+
 def add_adapter(base: BaseModel, settings: LoraSettings) -> Any:
     """Wrap a loaded base model with a fresh LoRA adapter (which changes nothing until it is trained).
 
@@ -109,14 +132,16 @@ def add_adapter(base: BaseModel, settings: LoraSettings) -> Any:
     Raises:
         BaseModelError: if the model has none of the target layers.
     """
-    targets = settings.targets
+    targets = linear_layers(base.model) if settings.targets == (ALL_LINEAR,) else list(settings.targets)
+    if not targets:
+        raise BaseModelError("the base model has no layer to adapt")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets),
+        target_modules=targets,
     )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -124,6 +149,30 @@ def add_adapter(base: BaseModel, settings: LoraSettings) -> Any:
             return get_peft_model(base.model, config)
         except ValueError as error:
             raise BaseModelError("the base model has no layer to adapt") from error
+
+
+def linear_layers(model: Any) -> list[str]:
+    """Return what is adapted of a base model: every linear layer of what reads text, but the output head.
+
+    Of a mixture of experts, the attention alone: experts are parameters and no layers, and so what one unit adds to
+    their gradients is not known; PEFT would adapt them wherever a layer has the name that they once had.
+
+    Returns:
+        Last parts of names, or whole names where others have those too.
+    """
+    head, inside = model.get_output_embeddings(), set(model.get_decoder().modules())
+    mixture = any("expert" in name and parameter.dim() == 3 for name, parameter in model.named_parameters())
+    layers = {
+        name: isinstance(module, nn.Linear | Conv1D)
+        and module in inside
+        and module is not head
+        and not (mixture and "attn" not in name and "attention" not in name)
+        for name, module in model.named_modules()
+    }
+    chosen = [name for name, adapted in layers.items() if adapted]
+    short = {name.rpartition(".")[2] for name in chosen}
+    others = {name.rpartition(".")[2] for name, adapted in layers.items() if not adapted}
+    return chosen if short & others else sorted(short)
 
 
 def load_adapter(base: BaseModel, directory: Path) -> Any:

@@ -32,7 +32,9 @@ from services.trainer.worker.lora import UnsupportedModelError
 from services.trainer.worker.model import (
     BaseModelError,
     LoraSettings,
+    MaxLengthError,
     add_adapter,
+    check_length,
     load_base,
     save_adapter,
 )
@@ -146,6 +148,8 @@ class Session:
                 cause = pb.FAILURE_CAUSE_STOPPED
             except (BaseModelError, UnsupportedModelError):
                 cause = pb.FAILURE_CAUSE_BASE_MODEL
+            except MaxLengthError:
+                cause = pb.FAILURE_CAUSE_MAX_LENGTH
             except TextFormatError:
                 cause = pb.FAILURE_CAUSE_TEXT_FORMAT
             except RowsUnavailable:
@@ -176,6 +180,7 @@ class Session:
                 return None, None  # an ordinary fine-tune has no shares
             ranks = ranks.left()
         base = load_base(assignment.base_model_location)
+        check_length(base, chosen.max_length)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
         # Before the rows are there: what fits must not depend on them.
         execution = fitted(model, chosen.max_length)

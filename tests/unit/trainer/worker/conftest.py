@@ -14,7 +14,9 @@ from peft import LoraConfig, get_peft_model
 
 from services.trainer.worker.data import Row, Unit
 from services.trainer.worker.engine import PrivateRun, TrainingSettings
+from services.trainer.worker.model import linear_layers
 from services.trainer.worker.streams import RunKey
+from tests.support import families
 
 VOCABULARY = 61
 # `make test-gpu` says cuda: what is proven of the engine is then proven of it on a GPU.
@@ -24,37 +26,20 @@ SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
     "max_position_embeddings": 64,
     "tie_word_embeddings": False,
-    "initializer_range": 0.3,  # a frozen head of tiny weights could say nothing
     "pad_token_id": None,
     "bos_token_id": 0,
     "eos_token_id": 1,
-}
-GROUPED = SIZES | {"num_key_value_heads": 1}
-CONFIGURATIONS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: transformers.LlamaConfig(**GROUPED),
-    "mistral": lambda: transformers.MistralConfig(**GROUPED, sliding_window=6),
-    "qwen2": lambda: transformers.Qwen2Config(**GROUPED),
-    "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
-    "gemma2": lambda: transformers.Gemma2Config(
-        **GROUPED, head_dim=8, sliding_window=6, query_pre_attn_scalar=8, attn_logit_softcapping=2.0
-    ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=6, query_pre_attn_scalar=8),
-    "phi": lambda: transformers.PhiConfig(**SIZES),
-    "phi3": lambda: transformers.Phi3Config(**GROUPED),
-    "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3
-    ),
-    "gpt_neox": lambda: transformers.GPTNeoXConfig(**SIZES),
+    "sliding_window": 6,
 }
 
 
 def _base(family: str, attention: str) -> Any:
     torch.manual_seed(1)
-    return transformers.AutoModelForCausalLM.from_config(CONFIGURATIONS[family](), attn_implementation=attention)
+    return transformers.AutoModelForCausalLM.from_config(
+        families.configuration(family, **SIZES), attn_implementation=attention
+    )
 
 
 class _Exact(torch.nn.Module):
@@ -78,9 +63,6 @@ def _keep_double(model: Any) -> None:
                 setattr(module, name, _Exact(child).double())
 
 
-FAMILIES = list(CONFIGURATIONS)
-
-
 @pytest.fixture
 def make_model() -> Callable[..., Any]:
     """Make a PEFT model whose B is not zero, so that A has a gradient too."""
@@ -92,12 +74,11 @@ def make_model() -> Callable[..., Any]:
         attention: str = "sdpa",
         **lora: Any,
     ) -> Any:
-        # Their own soft cap needs their own attention.
-        base = _base(family, "eager" if family == "gemma2" else attention).to(dtype)
+        base = _base(family, "eager" if family in families.OWN_ATTENTION else attention).to(dtype)
         if dtype == torch.float64:
             _keep_double(base)
         base.requires_grad_(False).to(DEVICE)
-        options = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear", **lora}
+        options = {"r": 3, "lora_alpha": 6, "target_modules": linear_layers(base), **lora}
         model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
         if not fresh:
             torch.manual_seed(2)

@@ -20,8 +20,8 @@ from services.trainer.worker.runs import AdapterUnmovedError
 from services.trainer.worker.sampling import PoissonSampler
 from services.trainer.worker.streams import RunKey
 from services.trainer.worker.text import plain_rows
+from tests.support import families
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox"]
 LENGTHS = [[5, 9, 2], [12], [], [7, 7], [30, 3, 4, 5], [40]]
 
 
@@ -29,13 +29,14 @@ def trained(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).cpu()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("memory", [1, 1 << 30])
 def test_a_step_without_noise_is_the_mean_of_clipped_unit_gradients(
     make_model, make_units, make_settings, update_of, unit_loop, key, family, packed, memory
 ):
-    model, units = make_model(family), make_units(LENGTHS)
+    single = family in families.SINGLE_PRECISION
+    model, units = make_model(family, torch.float32 if single else torch.float64), make_units(LENGTHS)
     each = unit_loop(model, units)
     norms = each.norm(dim=1, keepdim=True)
     bound = float(norms[norms > 0].median())
@@ -47,10 +48,10 @@ def test_a_step_without_noise_is_the_mean_of_clipped_unit_gradients(
     )
     execution = Execution(packed, micro_batch_tokens=32, gradient_bytes=memory)
     run = PrivateRun(model, units, settings, key, execution)
-    assert run._packed is packed
+    assert run._packed is (packed and family not in families.NEVER_PACKED)
     found = update_of(run)
-    # Gemma 2's own attention rounds its weights to single precision, whatever the model's precision.
-    rtol, atol = (1e-2, 1e-6) if family == "gemma2" else (1e-10, 1e-12)
+    rounds = single or family in families.OWN_ATTENTION
+    rtol, atol = (1e-2, 1e-6) if rounds else (1e-10, 1e-12)
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 

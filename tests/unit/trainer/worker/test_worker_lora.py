@@ -120,7 +120,9 @@ def test_a_row_that_is_not_finite_stays_in_its_unit(make_model, make_units, pack
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi", "phi3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox"]
+)
 def test_row_gradients_equal_opacus_hooks(make_model, make_units, family, packed):
     units = make_units([[9], [9], [9], [9]])
     model = make_model(family, torch.float32)

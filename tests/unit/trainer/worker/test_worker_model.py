@@ -12,15 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.trainer.worker import plain
 from services.trainer.worker.data import Row
 from services.trainer.worker.evaluate import perplexity, read_texts
 from services.trainer.worker.model import (
+    BaseModel,
     BaseModelError,
     LoraSettings,
+    MaxLengthError,
     add_adapter,
+    check_length,
+    linear_layers,
     load_adapter,
     load_base,
     save_adapter,
@@ -28,9 +32,17 @@ from services.trainer.worker.model import (
 from services.trainer.worker.plain import PlainSettings, train_plain
 from services.trainer.worker.runs import AdapterUnmovedError
 from services.trainer.worker.text import plain_rows
+from tests.support import families
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "a cat", ""]
 CPU = torch.device("cpu")
+
+
+def of(family):
+    """A model of a family, with 64 positions."""
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
+    tokens = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+    return AutoModelForCausalLM.from_config(families.configuration(family, sliding_window=8, **sizes, **tokens))
 
 
 @pytest.fixture
@@ -142,6 +154,36 @@ def test_a_tokenizer_that_does_not_fit_is_refused(location):
 def test_a_model_without_the_target_layers_is_refused(location):
     with pytest.raises(BaseModelError, match="no layer to adapt"):
         add_adapter(load_base(location, CPU), LoraSettings(targets=("nothing_like_it",)))
+
+
+@pytest.mark.parametrize(("family", "longest"), [("llama", 64), ("gpt2", 64), ("opt", 64), ("bloom", 1 << 17)])
+def test_a_base_model_reads_rows_as_long_as_it_has_positions(family, longest):
+    base = BaseModel(of(family), None)
+    check_length(base, longest)
+    if family == "bloom":
+        return  # its positions are distances
+    base.model(input_ids=torch.zeros(1, longest, dtype=torch.long))
+    with pytest.raises(MaxLengthError, match="reads at most 64 tokens at once, not 65"):
+        check_length(base, 65)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "glm4_moe", "gemma3"])
+def test_every_linear_layer_but_the_head_is_adapted_and_nothing_else(family):
+    model = of(family)
+    adapted = {
+        "llama": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+        "gpt2": ["c_attn", "c_fc", "c_proj"],
+        "glm4_moe": ["k_proj", "o_proj", "q_proj", "v_proj"],  # and no expert, shared or not, and no router
+    }
+    if family == "gemma3":  # nothing of what sees
+        assert all(name.startswith("model.language_model.layers.") for name in linear_layers(model))
+        return
+    assert linear_layers(model) == adapted[family]
+    # Of a layer whose name another module has too, the whole name.
+    model.add_module("q_proj", torch.nn.Identity())
+    if family == "llama":
+        assert "model.layers.0.self_attn.q_proj" in linear_layers(model)
+        assert "q_proj" not in linear_layers(model)
 
 
 def test_plain_training_without_rows_is_refused(location):

