@@ -16,7 +16,7 @@ export DEMO_DATA
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports graph graph-check protos codegen codegen-check pytest format lock \
 	demo demo-quick bench bench-accounting bench-ledger bench-train bench-inference \
-	bench-streaming bench-dataset bench-utility bench-control test-kubernetes fuzz-expressions fuzz-calls soak test-gpu \
+	bench-streaming bench-dataset bench-utility bench-control test-families test-kubernetes fuzz-expressions fuzz-calls soak test-gpu \
 	base-model up status down clean
 
 help:  ## print this list
@@ -69,6 +69,9 @@ lock: setup  ## compile requirements.in to lock.txt
 	@$(BIN)/python $(ENVIRONMENT)/codegen.py --environment-only
 	cd $(ENVIRONMENT) && UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}" ../../../.venv-codegen/bin/uv pip compile \
 		requirements.in --excludes excludes.txt --python-version 3.11 --no-header --no-annotate --quiet -o lock.txt
+
+test-families: setup  ## base models of every family, served with an adapter each
+	MURMURA_TEST_FAMILIES=all $(BIN)/pytest tests/integration/inference/test_families.py
 
 test-gpu: setup  ## what is proven of a private step, on a CUDA device
 	MURMURA_TEST_DEVICE=cuda $(BIN)/pytest tests/unit/trainer/worker/test_worker_engine.py

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from services.common.loop import run
-from services.inference.engine import Engine, EngineDead, choose, make
+from services.inference.engine import Engine, EngineDead, EngineUnfit, choose, instead, make
 from services.inference.settings import InferenceSettings
 
 if TYPE_CHECKING:
@@ -29,13 +29,12 @@ _WATCH_INTERVAL_S = 0.5
 async def main() -> int:
     """Run until told to stop, or until the engine dies."""
     settings = InferenceSettings.load()
+    started = time.monotonic()
     try:
-        name, why = choose(settings.engine)
-    except ValueError as error:
+        engines, why = await start_engines(settings)
+    except (EngineUnfit, FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    started = time.monotonic()
-    engines = await start_engines(name, settings)
     try:
         return await serve_with(engines, settings, f"{why} It took {time.monotonic() - started:.1f} s to start.")
     finally:
@@ -43,14 +42,30 @@ async def main() -> int:
             await engine.stop()
 
 
-async def start_engines(name: str, settings: InferenceSettings) -> dict[str, Engine]:
-    """Start an engine for each base model; keyed by `baseModels/<id>`."""
+async def start_engines(settings: InferenceSettings) -> tuple[dict[str, Engine], str]:
+    """Start an engine for each base model.
+
+    Returns:
+        The engines, keyed by `baseModels/<id>`, and why each is which.
+
+    Raises:
+        ValueError: if the engine that the settings name is not installed, or there is no base model where they say.
+        EngineUnfit: if it is none for a base model.
+    """
+    name, why = choose(settings.engine)
     engines: dict[str, Engine] = {}
     for model, path in settings.base_models.items():
         engine = make(name, path, settings.for_engine())
-        await engine.start()
+        try:
+            await engine.start()
+        except EngineUnfit as unfit:
+            if (other := instead(settings.engine, name)) is None:
+                raise EngineUnfit(f"The base model {model} cannot be served: {unfit}.") from None
+            engine = make(other, path, settings.for_engine())
+            await engine.start()
+            why += f" For {model} it is {other}, slowly: {unfit}."
         engines[f"baseModels/{model}"] = engine
-    return engines
+    return engines, why
 
 
 async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, why: str) -> int:
@@ -63,7 +78,7 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
     from services.common.tokens import TrustedKeys
     from services.inference.adapters import Adapters
     from services.inference.artifacts import ArtifactStore
-    from services.inference.base_models import linear_shapes, locate
+    from services.inference.base_models import linear_shapes, locate, skeleton
     from services.inference.bases import Base
     from services.inference.canary import speak
     from services.inference.catalogue import Catalogue
@@ -85,7 +100,7 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
             canary = partial(speak, directory, settings.adapter_canary_tokens)
             bases[name] = Base(
                 engine,
-                linear_shapes(directory),
+                linear_shapes(skeleton(directory)),
                 Turns(settings.for_turns()),
                 structures,
                 canary if settings.adapter_canary_tokens else None,

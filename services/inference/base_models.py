@@ -1,22 +1,15 @@
 """The base models' files: where they are, and the shapes that an adapter must fit.
 
-Shapes come from the headers of the base model's own weights, not from the adapter's configuration:
-an engine would accept a matrix of another shape and serve nonsense. Reading headers takes
-milliseconds and no modelling code.
+Shapes are those of the model that its configuration describes, not of the adapter's: an engine would accept a matrix of
+another shape and serve nonsense. The model is built without memory for its weights, so the greatest takes a second.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
-
-# Of Llama-like models, what LoRA may change: the matrices of the layers, neither embeddings nor the
-# output head.
-_LAYER_MATRIX = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.[a-z_]+_proj)\.weight")
 
 
 def locate(model: str) -> Path:
@@ -35,35 +28,54 @@ def locate(model: str) -> Path:
         ) from None
 
 
-def linear_shapes(directory: Path) -> dict[str, tuple[int, int]]:
-    """Return what LoRA may change in a base model.
+def skeleton(directory: Path) -> Any:
+    """Build a base model without memory for its weights.
 
     Args:
-        directory: a Hugging Face model directory with safetensors files.
+        directory: a Hugging Face model directory.
+
+    Raises:
+        ValueError: if there is no causal language model in it that transformers knows.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There is no causal language model in {directory} that transformers knows: {error}") from None
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    """Return what LoRA may change in a base model: every linear layer of what reads text, but the output head.
+
+    The trainer adapts the same ones.
+
+    Args:
+        model: its skeleton.
 
     Returns:
         Module name, for example `model.layers.0.self_attn.q_proj`, to (out features, in features).
-
-    Raises:
-        ValueError: if the model is not Llama-like or has no safetensors files.
     """
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head, inside = model.get_output_embeddings(), set(model.get_decoder().modules())
     shapes: dict[str, tuple[int, int]] = {}
-    for file in files:
-        if not (directory / file).exists():
-            raise ValueError(f"The base model in {directory} has no {file}; this service reads safetensors only.")
-        with safe_open(directory / file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dictionary
-                match = _LAYER_MATRIX.fullmatch(name)
-                shape = tensors.get_slice(name).get_shape() if match else []
-                if match and len(shape) == 2:
-                    shapes[match[1]] = (shape[0], shape[1])
-    if not shapes:
-        raise ValueError(
-            f"The base model in {directory} is not Llama-like: it has no model.layers.*.(self_attn|mlp).*_proj.weight."
-        )
+    for name, module in model.named_modules():
+        if module is head or module not in inside:
+            continue
+        if isinstance(module, torch.nn.Linear):
+            shapes[name] = (module.out_features, module.in_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (module.nf, module.nx)
     return shapes
+
+
+def has_transposed_layers(model: Any) -> bool:
+    """Say whether linear layers are GPT-2's, whose weights lie the other way."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())

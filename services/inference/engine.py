@@ -31,6 +31,10 @@ class Finish(Enum):
     LENGTH = "length"
 
 
+class EngineUnfit(Exception):
+    """The engine cannot serve adapters of this base model; its text says why."""
+
+
 class EngineDead(Exception):
     """The engine cannot serve any more; the process has to be replaced."""
 
@@ -169,7 +173,11 @@ class Engine(Protocol):
     structured: bool
 
     async def start(self) -> None:
-        """Load the base model and make one token: an engine that has started serves."""
+        """Load the base model and make one token: an engine that has started serves.
+
+        Raises:
+            EngineUnfit: before anything is loaded, if the base model is none for this engine.
+        """
 
     async def add_adapter(self, adapter_id: int, name: str, directory: Path) -> None:
         """Add an adapter.
@@ -235,6 +243,16 @@ def choose(wish: str) -> tuple[str, str]:
     if wish not in installed:
         raise ValueError(f"MURMURA_ENGINE names {wish}, which is not installed; install it or choose auto.")
     return wish, f"{wish} serves: MURMURA_ENGINE names it."
+
+
+def instead(wish: str, name: str) -> str | None:
+    """Return the engine that serves a base model which the chosen one cannot; None where the operator wants no other.
+
+    Args:
+        wish: `auto`, `vllm` or `transformers`.
+        name: of the engine that was chosen.
+    """
+    return "transformers" if wish == "auto" and name != "transformers" else None
 
 
 def make(name: str, model: str, settings: EngineSettings) -> Engine:

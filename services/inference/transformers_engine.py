@@ -35,6 +35,8 @@ from services.inference.engine import (
     warm_up,
 )
 
+# Of a model that sets no bound itself, such as one with ALiBi.
+_CONTEXT = 2048
 T = TypeVar("T")
 
 
@@ -209,7 +211,7 @@ class TransformersEngine:
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         ends = model.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or [])
-        own = int(model.config.max_position_embeddings)
+        own = int(getattr(model.config.get_text_config(), "max_position_embeddings", _CONTEXT))
         self.context_length = min(own, self._settings.max_context or own)
 
     def _run(self) -> None:

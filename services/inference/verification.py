@@ -39,6 +39,7 @@ _WITHOUT_EFFECT = frozenset(
         "inference_mode",
         "lora_dropout",
         "megatron_core",
+        "fan_in_fan_out",  # which way the base's own matrices lie; A and B are not touched by it
         "qalora_group_size",
     ]
 )

@@ -15,9 +15,7 @@ of one of them. There the base model is served as an adapter of zeros, so the in
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import secrets
 import signal
 import tempfile
 import threading
@@ -41,8 +39,8 @@ from services.inference.engine import (
     warm_up,
 )
 from services.inference.orphans import end_with_parent
+from services.inference.vllm_config import configuration, set_environment, write_zeros
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _ZEROS_ID = 2**31 - 1  # the catalogue counts from 1
 
 
@@ -70,44 +68,15 @@ class VllmEngine:
         """Start the engine's process, load the base model, make one token."""
         set_environment(self._settings)
         with importing():
-            from vllm import AsyncEngineArgs
-            from vllm.config import StructuredOutputsConfig
             from vllm.lora.request import LoRARequest
             from vllm.platforms import current_platform
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            from services.inference.base_models import linear_shapes, locate
+            from services.inference.base_models import linear_shapes, locate, skeleton
 
-        on_cpu = current_platform.is_cpu()
-        dtype = self._settings.dtype
-        if dtype == "auto":
-            dtype = "float32" if on_cpu else "bfloat16"
-        arguments: dict[str, Any] = {
-            "model": self._model,
-            "dtype": dtype,
-            "enable_lora": True,
-            "max_loras": self._settings.max_adapters,
-            "max_cpu_loras": max(self._settings.max_resident_adapters, self._settings.max_adapters),
-            "max_lora_rank": next(rank for rank in _RANKS if rank >= self._settings.max_rank),
-            "max_logprobs": self._settings.max_logprobs,
-            # That in which structures are tried out; else vLLM would choose another for some of them.
-            "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
-            "enable_prefix_caching": True,
-            "enable_log_requests": False,
-            "disable_log_stats": True,
-            "max_num_seqs": self._settings.max_running,
-            "max_num_queued_reqs": self._settings.max_queue or None,
-            "max_model_len": self._settings.max_context or None,
-            # Else sampling without a seed would repeat itself after each restart.
-            "seed": secrets.randbits(31),
-        }
-        if on_cpu:
-            arguments |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
-            arguments["max_loras"] += 1  # the zeros
-            arguments["max_cpu_loras"] += 1
-        else:
-            arguments["gpu_memory_utilization"] = self._settings.gpu_memory
-        config = AsyncEngineArgs(**arguments).create_engine_config()
+            on_cpu = current_platform.is_cpu()
+            base = skeleton(locate(self._model))
+            config = configuration(self._model, base, self._settings, on_cpu=on_cpu)
         # Only now: vLLM sets the method to spawn while it makes its configuration.
         if on_cpu and threading.active_count() == 1:
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
@@ -118,7 +87,7 @@ class VllmEngine:
         if on_cpu:
             scratch = self._settings.scratch or Path(tempfile.mkdtemp(prefix="murmura-engine-"))
             directory = scratch / hashlib.sha256(self._model.encode()).hexdigest()[:16]
-            _write_zeros(directory, linear_shapes(locate(self._model)))
+            write_zeros(directory, linear_shapes(base))
             self._zeros = LoRARequest("zeros", _ZEROS_ID, str(directory))
             await self._llm.add_lora(self._zeros)
         await warm_up(self)
@@ -240,40 +209,3 @@ def _likely(piece: Any, most: int) -> tuple[Likely, ...]:
         likeliest = tuple(Likely(one.decoded_token or "", one.logprob) for one in ordered)
         made.append(Likely(place[token].decoded_token or "", place[token].logprob, likeliest))
     return tuple(made)
-
-
-def _write_zeros(directory: Path, shapes: dict[str, tuple[int, int]]) -> None:
-    """Write an adapter that changes nothing; vLLM puts zeros where it has no matrices."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    module, (rows, columns) = next(iter(sorted(shapes.items())))
-    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "bias": "none"}
-    config["target_modules"] = [module.rpartition(".")[2]]
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    tensors = {"A": np.zeros((1, columns), np.float32), "B": np.zeros((rows, 1), np.float32)}
-    save_file(
-        {f"base_model.model.{module}.lora_{half}.weight": t for half, t in tensors.items()},
-        directory / "adapter_model.safetensors",
-    )
-
-
-def set_environment(settings: EngineSettings) -> None:
-    """Set what vLLM reads from the environment; what the operator set stays."""
-    for name, value in {
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_cache_gib),
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        # What tenants constrain outputs to is kept for all of them together; as little of that as can be set.
-        "VLLM_XGRAMMAR_CACHE_MB": "0",
-        # Threads that spin while they wait make tokens thirty times slower on a busy machine.
-        "GOMP_SPINCOUNT": "3000",
-        # One engine process instead of two; the asynchronous engine does not use the in-process
-        # mode this names.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }.items():
-        os.environ.setdefault(name, value)

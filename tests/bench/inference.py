@@ -146,7 +146,14 @@ def serving(case: Case) -> Iterator[Service]:
     service = None
     try:
         _console.print("making a model and starting an engine", style="dim")
-        base = make_base(directory / "base", WORDS, case.device, case.dtype, initializer_range=0.02, **case.shape)
+        base = make_base(
+            directory / "base",
+            words=WORDS,
+            device=case.device,
+            dtype=case.dtype,
+            initializer_range=0.02,
+            **case.shape,
+        )
         torch.cuda.empty_cache()  # the engine wants that memory
         adapters = [make_adapter(base, directory / f"a{n}", n, rank=16) for n in range(ADAPTERS)]
         service = start(directory / "murmura", base, adapters, SETTINGS)

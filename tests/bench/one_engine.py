@@ -104,7 +104,7 @@ class Shared:
 async def main() -> int:
     """Serve until told to stop."""
     settings = InferenceSettings.load()
-    engines = await start_engines("vllm", settings)
+    engines, _ = await start_engines(settings)
     (engine,), (base,) = engines.values(), settings.base_models.values()
     assert isinstance(engine, VllmEngine)
     shared = Shared(engine)

@@ -12,18 +12,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from tests.support import families
 
 
 def make_base(
-    directory: Path, /, words: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32, **config: Any
+    directory: Path,
+    /,
+    family: str = "llama",
+    words: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
 ) -> Path:
-    """Write a Llama whose every text is ASCII: a token for a character, and a first one.
+    """Write a base model whose every text is ASCII: a token for a character, and a first one.
 
     Args:
         directory: where.
+        family: one of `families.FAMILIES`.
         words: more entries of the vocabulary, which a text never becomes and the model may say.
         device: that makes its weights; a GPU makes large ones in seconds.
         dtype: of its weights.
@@ -41,31 +48,29 @@ def make_base(
     ).save_pretrained(directory)
     torch.manual_seed(7)
     chosen = {
+        "vocab_size": len(vocabulary),
         "hidden_size": 64,
         "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
         "max_position_embeddings": 256,
-        "initializer_range": 0.3,  # so that the likeliest token stands out
+        "sliding_window": 64,
     }
-    made = LlamaConfig(
-        vocab_size=len(vocabulary),
+    made = families.configuration(
+        family,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
         **chosen | config,
     )
     with torch.device(device):
-        LlamaForCausalLM._from_config(made, dtype=dtype).save_pretrained(directory)
+        AutoModelForCausalLM.from_config(made, dtype=dtype).save_pretrained(directory)
     return directory
 
 
 def make_adapter(base: Path, directory: Path, seed: int, rank: int = 4) -> Path:
     """Write a PEFT directory whose matrices are random, so that it changes every output."""
     with torch.device("meta"):  # shapes are all that is wanted of it
-        model = LlamaForCausalLM(LlamaConfig.from_pretrained(base))
-    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     peft = get_peft_model(model, config, low_cpu_mem_usage=True)
     random = torch.Generator().manual_seed(seed)
     empty = get_peft_model_state_dict(peft, save_embedding_layers=False)

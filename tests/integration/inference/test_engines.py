@@ -17,10 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.inference_fixtures import ENGINES
 from tests.support.random_models import make_adapter
+from tests.support.references import greedy
 
 PROMPTS = ["The patient", "a", "0123456789 and so on, and so on"]
-# Logits of the two likeliest tokens that are so close: which of them is taken depends on the order of additions.
-TIE = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -69,23 +68,11 @@ def seen(
 
 @pytest.fixture(scope="module")
 def reference(tiny_base: Path, adapters: list[Path]) -> Any:
-    """Greedy text by `generate` of transformers, to the first tie; adapter 0 is the base model."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    """Greedy text by transformers, to the first tie; adapter 0 is the base model."""
 
     @functools.cache
     def text(adapter: int, prompt: str, most: int = 24) -> str:
-        model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-        if adapter:
-            model = PeftModel.from_pretrained(model, adapters[adapter - 1])
-        ids = tokenizer(prompt, return_tensors="pt")
-        with torch.inference_mode():
-            out = model.eval().generate(
-                **ids, max_new_tokens=most, do_sample=False, output_logits=True, return_dict_in_generate=True
-            )
-        likeliest = [logits[0].topk(2).values for logits in out.logits]
-        clear = next((n for n, (one, two) in enumerate(likeliest) if one - two < TIE), most)
-        made = out.sequences[0, ids["input_ids"].shape[1] :][:clear]
-        return str(tokenizer.decode(made, skip_special_tokens=True))
+        return greedy(tiny_base, adapters[adapter - 1] if adapter else None, prompt, most)
 
     return text
 

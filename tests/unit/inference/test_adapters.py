@@ -18,7 +18,7 @@ from services.common.errors import MurmuraError
 from services.common.tokens import Principal, TrustedKeys
 from services.inference.adapters import Adapters
 from services.inference.artifacts import ArtifactStore
-from services.inference.base_models import linear_shapes
+from services.inference.base_models import linear_shapes, skeleton
 from services.inference.bases import Base
 from services.inference.catalogue import Catalogue
 from services.inference.engine import Delta, EngineDead, Sampling
@@ -103,7 +103,7 @@ class Site:
             Catalogue(self.root / "adapters.sqlite3"),
             ArtifactStore(str(self.store), self.root / "copies", 1 << 20),
             TrustedKeys(self.root / "trusted.json"),
-            {"baseModels/tiny": Base(self.engine, linear_shapes(self.base), canary=self.canary)},
+            {"baseModels/tiny": Base(self.engine, linear_shapes(skeleton(self.base)), canary=self.canary)},
             Limits(),
         )
 
