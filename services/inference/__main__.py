@@ -32,7 +32,7 @@ async def main() -> int:
     started = time.monotonic()
     try:
         engines, why = await start_engines(settings)
-    except (EngineUnfit, FileNotFoundError, ValueError) as error:
+    except (EngineUnfit, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     try:

@@ -23,6 +23,7 @@ from services.common.server import Lifecycle, serve
 from services.common.tokens import load_signing_key, mint
 from services.common.upstream import Upstream
 from services.trainer.artifacts import ArtifactStore
+from services.trainer.base_models import BaseModels
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.control import Control
 from services.trainer.launching import Launching, launching
@@ -46,6 +47,7 @@ class TrainerSettings(StoreSettings):
         "", description="host:port at which workers find it; with TLS its port for people and workers"
     )
     base_models: dict[str, str] = Field(description="JSON: public name to path or hub id")
+    max_lora_rank: int = Field(64, ge=1, le=512, description="MURMURA_ENGINE_MAX_RANK of the inference service")
     artifacts: Path = Field(description="directory of the artifact store")
     signing_key_file: Path = Field(description="Ed25519 PEM; signs job tokens and manifests")
     trainer_endpoint: str = Field(description="host:port at which workers find this service")
@@ -186,12 +188,13 @@ async def main() -> int:
         limits = Limits(settings.waiting_limit_s, settings.running_limit_s, settings.silence_limit_s)
         ledger = Ledger(to_ledger, Witness(settings.state_dir / "witness.json"))
         control = Control(store, ledger, where.launcher, artifacts, staging, checkpoints, token, limits, nodes)
-        planner = Planner(datasets, ledger, settings.base_models, settings.known_prices, nodes)
+        base_models = BaseModels(settings.base_models, settings.max_lora_rank)
+        planner = Planner(datasets, ledger, base_models, settings.known_prices, nodes)
         trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(
-            TrainerService(planner, control, list(settings.base_models), settings.known_prices), server
+            TrainerService(planner, control, base_models, settings.known_prices), server
         )
         trainer_service_pb2_grpc.add_WorkerServiceServicer_to_server(
-            WorkerService(control, planner, where.pods), server
+            WorkerService(control, base_models, where.pods), server
         )
         loop = asyncio.create_task(control.reconcile_forever())
 

@@ -27,11 +27,13 @@ class Public:
         units: privacy units (slots) of the frame; at least 1.
         rows: rows (slots) of the frame.
         epsilon: what the job may reach; None without privacy.
+        longest: tokens that the base model reads at once; None where that is not known.
     """
 
     units: int
     rows: int
     epsilon: float | None
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def fill(public: Public, chosen: Mapping[str, float]) -> Choice:
         )
     choose("lora_rank", LORA_RANK, "enough to learn with, and few parameters for noise to fall on")
     settings.setdefault("lora_alpha", 2.0 * settings["lora_rank"])
+    if public.longest is not None and public.longest < MAX_LENGTH:
+        choose("max_length", public.longest, "tokens of a row, as the base model reads no more at once")
     settings.setdefault("max_length", MAX_LENGTH)
     settings.setdefault("max_rows_per_unit", MAX_ROWS_PER_UNIT)
     settings.setdefault("clipping_norm", CLIPPING_NORM)

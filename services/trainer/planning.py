@@ -17,6 +17,7 @@ from services.common.ledger import Ledger
 from services.common.tokens import Principal
 from services.common.upstream import Upstream
 from services.trainer import defaults, evaluation
+from services.trainer.base_models import BaseModels
 from services.trainer.defaults import Public
 from services.trainer.prices import Prices
 
@@ -34,7 +35,7 @@ class Planner:
     Args:
         datasets: the dataset service.
         ledger: the ledger.
-        base_models: public name to location.
+        base_models: those that can be fine-tuned.
         prices: of machines; None where nobody says them.
         nodes: machines that share a private run.
     """
@@ -43,7 +44,7 @@ class Planner:
         self,
         datasets: Upstream,
         ledger: Ledger,
-        base_models: dict[str, str],
+        base_models: BaseModels,
         prices: Prices | None = None,
         nodes: int = 1,
     ) -> None:
@@ -62,7 +63,7 @@ class Planner:
         privacy = spec.WhichOneof("privacy")
         if privacy is None or (privacy == "unlimited" and not spec.unlimited):
             raise invalid("spec.target_epsilon", "must be set, or unlimited must be true")
-        self.location(spec.base_model)
+        longest = self._base_models.longest(spec.base_model, spec.settings)
         canaries = _canaries(spec)
         dataset = await self._dataset(spec, principal)
         if (spec.text_format == trainer_pb2.TEXT_FORMAT_COMPLETION) != bool(spec.completion_column):
@@ -71,9 +72,9 @@ class Planner:
             raise invalid("spec.completion_column", must)
         shape = await self._frame(spec, spec.frame)
         if privacy == "unlimited":
-            plan = await self._unlimited(spec, dataset, shape, principal, canaries)
+            plan = await self._unlimited(spec, dataset, shape, principal, canaries, longest)
         else:
-            plan = await self._private(spec, dataset, shape)
+            plan = await self._private(spec, dataset, shape, longest)
         if spec.HasField("evaluation"):
             await self._add_evaluation(spec, dataset, plan)
         if canaries is not None:
@@ -83,24 +84,6 @@ class Planner:
         if self._prices is not None:
             plan.cost.CopyFrom(self._prices.of_plan(plan, 1 if plan.statement.unlimited else self._nodes))
         return plan
-
-    def location(self, base_model: str) -> str:
-        """Return where a base model lies.
-
-        Raises:
-            MurmuraError: if no such base model is configured.
-        """
-        name = base_model.removeprefix("baseModels/")
-        if name not in self._base_models:
-            known = ", ".join(sorted(self._base_models)) or "none"
-            raise MurmuraError(
-                grpc.StatusCode.NOT_FOUND,
-                "BASE_MODEL_UNKNOWN",
-                f"There is no base model {name!r}; there are: {known}. An operator adds one: "
-                "`murmura up --base-model NAME=PATH_OR_HUB_ID`.",
-                {"base_model": name, "base_models": known},
-            )
-        return self._base_models[name]
 
     async def _dataset(self, spec: trainer_pb2.JobSpec, principal: Principal) -> dataset_pb2.Dataset:
         request = dataset_service_pb2.GetDatasetRequest(name=spec.frame.dataset)
@@ -121,8 +104,10 @@ class Planner:
             raise invalid("spec.frame" if frame is spec.frame else "spec.evaluation.frame", "covers no rows")
         return shape
 
-    async def _private(self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any) -> trainer_pb2.Plan:
-        public = Public(int(shape.unit_count), int(shape.row_count), spec.target_epsilon)
+    async def _private(
+        self, spec: Any, dataset: dataset_pb2.Dataset, shape: Any, longest: int | None
+    ) -> trainer_pb2.Plan:
+        public = Public(int(shape.unit_count), int(shape.row_count), spec.target_epsilon, longest)
         settings, reasons, steps = _filled(spec.settings, public)
         probability = settings.batch_size / public.units
         calibrated = await self._ledger.call(
@@ -200,10 +185,11 @@ class Planner:
         shape: Any,
         principal: Principal,
         canaries: trainer_pb2.CanarySpec | None,
+        longest: int | None,
     ) -> trainer_pb2.Plan:
         # Without privacy a pass is one over all rows; about half of the canaries take part.
         planted = canaries.count * canaries.rows // 2 if canaries else 0
-        public = Public(int(shape.unit_count), int(shape.row_count) + planted, None)
+        public = Public(int(shape.unit_count), int(shape.row_count) + planted, None, longest)
         settings, reasons, steps = _filled(spec.settings, public)
         request = ledger_service_pb2.GetAccountRequest(name=dataset.account)
         account = (await self._ledger.call(self._ledger.stub.GetAccount, request)).account

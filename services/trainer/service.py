@@ -20,6 +20,7 @@ from services.common.pages import page
 from services.common.requests import body_hash, reused
 from services.common.tokens import Principal
 from services.trainer import jobs
+from services.trainer.base_models import BaseModels
 from services.trainer.budget import is_refusal
 from services.trainer.control import Control
 from services.trainer.jobs import TERMINAL, IllegalTransition, Job
@@ -40,23 +41,23 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
     Args:
         planner: plans them.
         control: drives them.
-        base_models: names of the base models.
+        base_models: those that can be fine-tuned.
         prices: of machines; None where nobody says them.
     """
 
     def __init__(
-        self, planner: Planner, control: Control, base_models: list[str], prices: Prices | None = None
+        self, planner: Planner, control: Control, base_models: BaseModels, prices: Prices | None = None
     ) -> None:
         self._prices = prices
         self._planner = planner
         self._control = control
-        self._base_models = sorted(base_models)
+        self._base_models = base_models
         self._turns = asyncio.Semaphore(CREATED_AT_ONCE)
         self._planning = Locks()
 
     async def ListBaseModels(self, request: pb.ListBaseModelsRequest, context: Any) -> pb.ListBaseModelsResponse:
         """List base models."""
-        chosen, token = page(self._base_models, request.page_size, request.page_token)
+        chosen, token = page(self._base_models.names, request.page_size, request.page_token)
         found = [trainer_pb2.BaseModel(name=f"baseModels/{name}") for name in chosen]
         return pb.ListBaseModelsResponse(base_models=found, next_page_token=token)
 

@@ -16,12 +16,12 @@ from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.common.auth import current_principal
 from services.common.errors import MurmuraError, dependency_unavailable, invalid, not_found
 from services.trainer import jobs, uploads
+from services.trainer.base_models import BaseModels
 from services.trainer.checkpoints import MOST_BYTES as MOST_CHECKPOINT_BYTES
 from services.trainer.control import Control
 from services.trainer.jobs import Fenced, IllegalTransition
 from services.trainer.launcher import Pods, Unavailable
 from services.trainer.messages import assignment, audit_text
-from services.trainer.planning import Planner
 from services.trainer.service import state_error
 from services.trainer.store import Record
 
@@ -35,13 +35,13 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
 
     Args:
         control: drives jobs.
-        planner: knows where base models lie.
+        base_models: where they lie.
         pods: says which job and attempt the bearer of a pod's token works on; None where workers are no pods.
     """
 
-    def __init__(self, control: Control, planner: Planner, pods: Pods | None = None) -> None:
+    def __init__(self, control: Control, base_models: BaseModels, pods: Pods | None = None) -> None:
         self._control = control
-        self._planner = planner
+        self._base_models = base_models
         self._pods = pods
         # Anyone may ask, and each question is one to the cluster.
         self._asking = asyncio.Semaphore(MOST_QUESTIONS)
@@ -76,7 +76,7 @@ class WorkerService(trainer_service_pb2_grpc.WorkerServiceServicer):
             job = self._allowed(record, lambda: jobs.begun(record.job, attempt, time.time()))
             self._control.save(job)
             self._control.tending.heard(job.job_id)
-        location = self._planner.location(record.spec.base_model)
+        location = self._base_models.location(record.spec.base_model)
         return pb.GetAssignmentResponse(assignment=assignment(record, location))
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:

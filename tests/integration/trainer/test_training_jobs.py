@@ -163,17 +163,6 @@ def test_a_base_model_that_cannot_write_chats_is_said_so_before_a_row_is_read(
     assert cluster.account(dataset.account).spent == privacy_pb2.Price()
 
 
-def test_a_base_model_that_reads_shorter_rows_is_said_so_before_a_row_is_read(
-    cluster: Any, notes: list[dict[str, Any]]
-) -> None:
-    dataset = cluster.register(notes)
-    job = cluster.ended(cluster.create(cluster.spec(dataset, epochs=5.0, max_length=257)).name)
-    assert job.state == trainer_pb2.JOB_STATE_FAILED
-    cause = "max_length is more tokens than the base model reads at once. Choose a smaller one."
-    assert job.error.message == f"{cause} Nothing was charged."
-    assert cluster.account(dataset.account).spent == privacy_pb2.Price()
-
-
 def test_unlimited_job_is_an_entry_that_costs_nothing(cluster: Any, notes: list[dict[str, Any]]) -> None:
     dataset = cluster.register(notes)
     job = cluster.ended(cluster.create(cluster.spec(dataset, None, epochs=1.0)).name)

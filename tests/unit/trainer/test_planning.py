@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +16,7 @@ from murmura.api.ledger.v1 import ledger_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_pb2
 from services.common.errors import MurmuraError
 from services.common.tokens import Principal
+from services.trainer.base_models import BaseModels
 from services.trainer.planning import Planner
 
 ANALYST = Principal("analyst@local", frozenset({"analyst"}))
@@ -70,9 +73,59 @@ def spec(**settings: Any) -> trainer_pb2.JobSpec:
     return made
 
 
-async def plan(upstream: Upstream, wanted: trainer_pb2.JobSpec) -> trainer_pb2.Plan:
-    planner = Planner(upstream, upstream, {"tiny": "/models/tiny"})  # type: ignore[arg-type]
+async def plan(upstream: Upstream, wanted: trainer_pb2.JobSpec, base: str = "/models/tiny") -> trainer_pb2.Plan:
+    planner = Planner(upstream, upstream, BaseModels({"tiny": base}, max_rank=64))  # type: ignore[arg-type]
     return await planner.plan(wanted, ANALYST)
+
+
+def refused(refusal: pytest.ExceptionInfo[MurmuraError]) -> tuple[str, str]:
+    """Return the field of a refusal, and what is said of it."""
+    assert refusal.value.reason == "FIELD_RULES"
+    ((field, said),) = refusal.value.violations.items()
+    return field, said
+
+
+POSITIONS = {"max_position_embeddings": 200}
+
+
+@pytest.mark.parametrize("config", [POSITIONS, {"n_positions": 200}, {"text_config": POSITIONS}])
+async def test_rows_are_no_longer_than_the_base_model_reads(
+    upstream: Upstream, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made = await plan(upstream, spec(), str(tmp_path))
+    assert made.settings.max_length == 200
+    assert made.reasons[-1] == "max_length 200: tokens of a row, as the base model reads no more at once"
+    assert (await plan(upstream, spec(max_length=200), str(tmp_path))).settings.max_length == 200
+    for unlimited in (False, True):
+        wanted = spec(max_length=201)
+        if unlimited:
+            wanted.unlimited = True
+        upstream.asked.clear()
+        with pytest.raises(MurmuraError) as refusal:
+            await plan(upstream, wanted, str(tmp_path))
+        said = ("spec.settings.max_length", "must be at most 200: baseModels/tiny reads no more at once")
+        assert refused(refusal) == said
+        assert not upstream.asked
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", "no JSON", '{"max_position_embeddings": 4096}'])
+async def test_a_base_model_that_sets_no_bound_leaves_the_usual_one(
+    upstream: Upstream, tmp_path: Path, config: str
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    made = await plan(upstream, spec(), str(tmp_path))
+    assert made.settings.max_length == 256
+    assert len(made.reasons) == 4
+
+
+async def test_an_adapter_that_would_not_be_served_is_not_paid_for(upstream: Upstream) -> None:
+    assert (await plan(upstream, spec(lora_rank=64))).settings.lora_rank == 64
+    with pytest.raises(MurmuraError) as refusal:
+        await plan(upstream, spec(lora_rank=65))
+    field, said = refused(refusal)
+    assert field == "spec.settings.lora_rank"
+    assert said.startswith("must be at most 64: no more is served. An operator raises MURMURA_ENGINE_MAX_RANK")
 
 
 async def test_defaults_are_filled_in(upstream: Upstream) -> None:

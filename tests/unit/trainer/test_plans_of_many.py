@@ -9,6 +9,7 @@ from murmura.api.trainer.v1 import trainer_pb2
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
 from services.common import auth
 from services.common.tokens import Principal
+from services.trainer.base_models import BaseModels
 from services.trainer.service import TrainerService
 
 
@@ -28,7 +29,7 @@ class Planner:
 async def test_one_plan_of_a_person_at_a_time_is_with_the_ledger() -> None:
     """To the ledger all of them are the trainer's, so it cannot be fair among people."""
     planner = Planner()
-    service = TrainerService(planner, None, [])  # type: ignore[arg-type]
+    service = TrainerService(planner, None, BaseModels({}, max_rank=64))  # type: ignore[arg-type]
 
     async def ask(subject: str) -> None:
         auth._principal.set(Principal(subject, frozenset({"analyst"})))
