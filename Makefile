@@ -16,8 +16,8 @@ export DEMO_DATA
 .NOTPARALLEL:
 .PHONY: help setup test check lint types imports graph graph-check protos codegen codegen-check pytest format lock \
 	demo demo-quick bench bench-accounting bench-ledger bench-train bench-inference \
-	bench-streaming bench-dataset bench-utility bench-control test-families test-kubernetes fuzz-expressions fuzz-calls soak test-gpu \
-	base-model up status down clean
+	bench-streaming bench-dataset bench-utility bench-control test-families test-kubernetes test-gpu \
+	fuzz-expressions fuzz-calls soak base-model up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

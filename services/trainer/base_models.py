@@ -78,5 +78,7 @@ def _positions(directory: Path) -> int | None:
         config = json.loads((directory / "config.json").read_bytes())
     except (OSError, ValueError):
         return None  # the worker will know
-    config = config.get("text_config", config) if isinstance(config, dict) else {}
-    return next((config[name] for name in _POSITIONS if isinstance(config.get(name), int)), None)
+    # Of a model that also sees, what reads.
+    parts = [config.get("text_config"), config] if isinstance(config, dict) else []
+    numbers = (part.get(name) for part in parts if isinstance(part, dict) for name in _POSITIONS)
+    return next((number for number in numbers if type(number) is int and number > 0), None)

@@ -109,7 +109,9 @@ async def test_rows_are_no_longer_than_the_base_model_reads(
         assert not upstream.asked
 
 
-@pytest.mark.parametrize("config", ["{}", "[]", "no JSON", '{"max_position_embeddings": 4096}'])
+@pytest.mark.parametrize(
+    "config", ["{}", "[]", "no JSON", '{"max_position_embeddings": 4096}', '{"text_config": null, "n_positions": -1}']
+)
 async def test_a_base_model_that_sets_no_bound_leaves_the_usual_one(
     upstream: Upstream, tmp_path: Path, config: str
 ) -> None:
