@@ -47,7 +47,7 @@ class InferenceSettings(ServiceSettings):
     adapter_canary_tokens: int = Field(
         8, ge=0, description="said outside the engine first; 0 where memory cannot hold the base model twice"
     )
-    adapter_max_bytes: int = Field(2 << 30, ge=1, description="greatest size of an adapter file")
+    adapter_max_bytes: int = Field(4 << 30, ge=1, description="greatest size of an adapter file")
 
     def for_turns(self) -> TurnLimits:
         """Return what bounds tenants."""

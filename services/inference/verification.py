@@ -78,7 +78,7 @@ class Limits:
 
     max_rank: int = 64
     norm_bound: float = 1e4
-    max_bytes: int = 2 << 30
+    max_bytes: int = 4 << 30
 
 
 def verify_signature(manifest: bytes, signature: bytes, keys: Iterable[Ed25519PublicKey]) -> None:

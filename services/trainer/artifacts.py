@@ -24,6 +24,8 @@ from services.common.files import sync
 
 FILES = ("adapter_model.safetensors", "adapter_config.json")
 MOST_BYTES = 4 << 30
+# Of that, what names, shapes and the configuration take.
+HEADROOM_BYTES = 16 << 20
 
 
 class UnsoundAdapter(ValueError):

@@ -20,6 +20,7 @@ CAUSES = {
     "TEXT_FORMAT": "The base model's tokenizer has no chat template, or no end of text. Choose another base model, or "
     "write the conversations out as text: X['text'] = X['messages'].apply(trace(…)).",
     "MAX_LENGTH": "max_length is more tokens than the base model reads at once. Choose a smaller one.",
+    "ADAPTER_SIZE": "The adapter would be larger than is kept and served. Choose a smaller lora_rank.",
     "OUT_OF_MEMORY": "Memory ran out. Choose a smaller max_length or lora_rank, or a larger machine.",
     "ROWS_UNAVAILABLE": "The dataset service did not give the rows. Try again; if it persists, ask the operator.",
     "INTERNAL": "The worker ended without saying why. Try again; the operator finds its log.",

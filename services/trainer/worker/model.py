@@ -27,8 +27,17 @@ class BaseModelError(RuntimeError):
     """The base model cannot be loaded or adapted. Its message names public facts only."""
 
 
-class MaxLengthError(RuntimeError):
-    """The base model reads no rows of so many tokens. Its message names public facts only."""
+class SettingError(RuntimeError):
+    """A setting is none for this base model. Its message names public facts only.
+
+    Args:
+        cause: a name of the contract's `FailureCause`.
+        problem: what is wrong.
+    """
+
+    def __init__(self, cause: str, problem: str) -> None:
+        super().__init__(problem)
+        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -114,11 +123,11 @@ def check_length(base: BaseModel, max_length: int) -> None:
         max_length: longest row in tokens.
 
     Raises:
-        MaxLengthError: if it does not.
+        SettingError: if it does not.
     """
     positions = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions < max_length:
-        raise MaxLengthError(f"the base model reads at most {positions} tokens at once, not {max_length}")
+        raise SettingError("MAX_LENGTH", f"the base model reads at most {positions} tokens at once, not {max_length}")
 
 
 def add_adapter(base: BaseModel, settings: LoraSettings) -> Any:
@@ -149,6 +158,21 @@ def add_adapter(base: BaseModel, settings: LoraSettings) -> Any:
             return get_peft_model(base.model, config)
         except ValueError as error:
             raise BaseModelError("the base model has no layer to adapt") from error
+
+
+def check_size(model: Any, most_bytes: int) -> None:
+    """See that an adapter will be taken once it is trained, and paid for.
+
+    Args:
+        model: from `add_adapter`.
+        most_bytes: that its weights may take as they are saved.
+
+    Raises:
+        SettingError: if it will not.
+    """
+    size = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if size > most_bytes:
+        raise SettingError("ADAPTER_SIZE", f"the adapter would take {size} bytes, more than {most_bytes}")
 
 
 def linear_layers(model: Any) -> list[str]:

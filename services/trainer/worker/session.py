@@ -19,6 +19,7 @@ import torch
 from murmura.api.dataset.v1 import expressions_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2_grpc
 from murmura.api.trainer.v1 import trainer_service_pb2 as pb
+from services.trainer.artifacts import HEADROOM_BYTES, MOST_BYTES
 from services.trainer.launcher import EVICTED, FAILED
 from services.trainer.worker import assignments
 from services.trainer.worker.attack import Planting
@@ -32,9 +33,10 @@ from services.trainer.worker.lora import UnsupportedModelError
 from services.trainer.worker.model import (
     BaseModelError,
     LoraSettings,
-    MaxLengthError,
+    SettingError,
     add_adapter,
     check_length,
+    check_size,
     load_base,
     save_adapter,
 )
@@ -148,8 +150,8 @@ class Session:
                 cause = pb.FAILURE_CAUSE_STOPPED
             except (BaseModelError, UnsupportedModelError):
                 cause = pb.FAILURE_CAUSE_BASE_MODEL
-            except MaxLengthError:
-                cause = pb.FAILURE_CAUSE_MAX_LENGTH
+            except SettingError as refused:
+                cause = pb.FailureCause.Value(f"FAILURE_CAUSE_{refused.cause}")
             except TextFormatError:
                 cause = pb.FAILURE_CAUSE_TEXT_FORMAT
             except RowsUnavailable:
@@ -182,6 +184,7 @@ class Session:
         base = load_base(assignment.base_model_location)
         check_length(base, chosen.max_length)
         model = add_adapter(base, LoraSettings(chosen.lora_rank, chosen.lora_alpha))
+        check_size(model, MOST_BYTES - HEADROOM_BYTES)
         # Before the rows are there: what fits must not depend on them.
         execution = fitted(model, chosen.max_length)
         encode = encoder(base.tokenizer, assignments.FORMATS[assignment.text_format], chosen.max_length)

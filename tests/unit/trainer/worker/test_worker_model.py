@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from murmura.api.trainer.v1 import trainer_service_pb2
 from services.trainer.worker import plain
 from services.trainer.worker.data import Row
 from services.trainer.worker.evaluate import perplexity, read_texts
@@ -21,9 +22,10 @@ from services.trainer.worker.model import (
     BaseModel,
     BaseModelError,
     LoraSettings,
-    MaxLengthError,
+    SettingError,
     add_adapter,
     check_length,
+    check_size,
     linear_layers,
     load_adapter,
     load_base,
@@ -163,8 +165,19 @@ def test_a_base_model_reads_rows_as_long_as_it_has_positions(family, longest):
     if family == "bloom":
         return  # its positions are distances
     base.model(input_ids=torch.zeros(1, longest, dtype=torch.long))
-    with pytest.raises(MaxLengthError, match="reads at most 64 tokens at once, not 65"):
+    with pytest.raises(SettingError, match="reads at most 64 tokens at once, not 65") as refused:
         check_length(base, 65)
+    assert refused.value.cause == "MAX_LENGTH"
+
+
+def test_an_adapter_that_nobody_takes_is_refused_before_it_is_trained(location, tmp_path):
+    model = add_adapter(load_base(location, CPU), LoraSettings())
+    save_adapter(model, tmp_path / "saved", "tiny")
+    saved = sum(tensor.nbytes for tensor in load_file(tmp_path / "saved" / "adapter_model.safetensors").values())
+    check_size(model, saved)
+    with pytest.raises(SettingError, match=f"would take {saved} bytes") as refused:
+        check_size(model, saved - 1)
+    assert trainer_service_pb2.FailureCause.Value(f"FAILURE_CAUSE_{refused.value.cause}")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "glm4_moe", "gemma3"])

@@ -42,6 +42,8 @@ class _FailureCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureC
     """The base model's tokenizer cannot write the text format. Found before any row is read."""
     FAILURE_CAUSE_MAX_LENGTH: _FailureCause.ValueType  # 7
     """The base model reads no rows as long as the job's may be. Found before any row is read."""
+    FAILURE_CAUSE_ADAPTER_SIZE: _FailureCause.ValueType  # 8
+    """The adapter would be larger than the trainer takes. Found before any row is read."""
 
 class FailureCause(_FailureCause, metaclass=_FailureCauseEnumTypeWrapper):
     """Why a worker gives up. None of them depends on the content of a row."""
@@ -62,6 +64,8 @@ FAILURE_CAUSE_TEXT_FORMAT: FailureCause.ValueType  # 6
 """The base model's tokenizer cannot write the text format. Found before any row is read."""
 FAILURE_CAUSE_MAX_LENGTH: FailureCause.ValueType  # 7
 """The base model reads no rows as long as the job's may be. Found before any row is read."""
+FAILURE_CAUSE_ADAPTER_SIZE: FailureCause.ValueType  # 8
+"""The adapter would be larger than the trainer takes. Found before any row is read."""
 Global___FailureCause: _TypeAlias = FailureCause  # noqa: Y015
 
 @_typing.final
