@@ -205,3 +205,22 @@ def test_a_layer_that_does_not_see_rows_is_refused(make_model):
     gradients.layout = Layout((Rectangle(0, 1, 12, 0, (0, 1)),), torch.tensor([0]), (1, 12), False)
     with gradients.attached(), pytest.raises(UnsupportedModelError, match="row by row"):
         model(input_ids=torch.arange(12).view(2, 6))
+
+
+class Routed(torch.nn.Module):
+    """Hands all tokens to its layer, in another order, as a mixture of experts may."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.flatten(0, 1).flip(0)).flip(0).view_as(x)
+
+
+def test_a_layer_that_sees_as_many_tokens_in_another_order_is_refused(make_model, make_units):
+    model = make_model()
+    layer = model.base_model.model.model.layers[0]
+    layer.mlp = Routed(layer.mlp)
+    with pytest.raises(UnsupportedModelError, match="row by row"):
+        collected(model, make_units([[5], [5]]))
