@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from services.common.loop import run
-from services.inference.engine import Engine, EngineDead, EngineUnfit, choose, instead, make
+from services.inference.engine import Engine, EngineDead, EngineUnfit, choose, make
 from services.inference.settings import InferenceSettings
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ async def start_engines(settings: InferenceSettings) -> tuple[dict[str, Engine],
         try:
             await engine.start()
         except EngineUnfit as unfit:
-            if (other := instead(settings.engine, name)) is None:
+            if settings.engine != "auto":
                 raise EngineUnfit(f"The base model {model} cannot be served: {unfit}.") from None
-            engine = make(other, path, settings.for_engine())
+            engine = make("transformers", path, settings.for_engine())
             await engine.start()
-            why += f" For {model} it is {other}, slowly: {unfit}."
+            why += f" For {model} it is transformers, slowly: {unfit}."
         engines[f"baseModels/{model}"] = engine
     return engines, why
 
@@ -76,6 +76,7 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
     from murmura.api.inference.v1 import inference_service_pb2_grpc
     from services.common.server import serve
     from services.common.tokens import TrustedKeys
+    from services.common.turns import Turns
     from services.inference.adapters import Adapters
     from services.inference.artifacts import ArtifactStore
     from services.inference.base_models import linear_shapes, locate, skeleton
@@ -85,7 +86,6 @@ async def serve_with(engines: dict[str, Engine], settings: InferenceSettings, wh
     from services.inference.generation import Generation, Salts
     from services.inference.service import AdapterService, InferenceService
     from services.inference.structures import Structures
-    from services.inference.turns import Turns
     from services.inference.verification import Limits
 
     async def register(server: grpc.aio.Server, lifecycle: Lifecycle) -> list[str]:

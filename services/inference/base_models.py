@@ -6,6 +6,7 @@ another shape and serve nonsense. The model is built without memory for its weig
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ def locate(model: str) -> Path:
         ) from None
 
 
+@cache
 def skeleton(directory: Path) -> Any:
     """Build a base model without memory for its weights.
+
+    Once for each directory: a large one takes half a second, and the engine and the service want it.
 
     Args:
         directory: a Hugging Face model directory.

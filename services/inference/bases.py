@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.common.turns import Turns
 from services.inference.engine import Engine
 from services.inference.structures import Structures
-from services.inference.turns import Turns
 
 
 @dataclass(frozen=True)

@@ -245,16 +245,6 @@ def choose(wish: str) -> tuple[str, str]:
     return wish, f"{wish} serves: MURMURA_ENGINE names it."
 
 
-def instead(wish: str, name: str) -> str | None:
-    """Return the engine that serves a base model which the chosen one cannot; None where the operator wants no other.
-
-    Args:
-        wish: `auto`, `vllm` or `transformers`.
-        name: of the engine that was chosen.
-    """
-    return "transformers" if wish == "auto" and name != "transformers" else None
-
-
 def make(name: str, model: str, settings: EngineSettings) -> Engine:
     """Make the engine that `choose` named; its libraries are imported here and not before."""
     if name == "vllm":

@@ -23,6 +23,7 @@ from murmura.api.common.v1 import privacy_pb2
 from murmura.api.inference.v1 import inference_pb2
 from services.common.errors import MurmuraError, invalid
 from services.common.tokens import Principal
+from services.common.turns import TenantFull
 from services.inference import refusals
 from services.inference.adapters import Adapters
 from services.inference.bases import Base
@@ -38,7 +39,6 @@ from services.inference.engine import (
 )
 from services.inference.pace import Pace
 from services.inference.rights import Rules
-from services.inference.turns import TenantFull
 
 DEFAULT_MAX_TOKENS = 64
 # By content: who trained an adapter, what it is called and who uses it is in no series.

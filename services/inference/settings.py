@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from services.common.config import ServiceSettings
+from services.common.turns import TurnLimits
 from services.inference.engine import EngineSettings
 from services.inference.rights import Rules
-from services.inference.turns import TurnLimits
 
 
 class InferenceSettings(ServiceSettings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from services.common.locks import Locks
 from services.common.pages import page
 from services.common.requests import body_hash, reused
 from services.common.tokens import Principal
+from services.common.turns import TurnLimits, Turns
 from services.trainer import jobs
 from services.trainer.base_models import BaseModels
 from services.trainer.budget import is_refusal
@@ -28,12 +30,11 @@ from services.trainer.messages import job_message
 from services.trainer.planning import Planner
 from services.trainer.prices import Prices
 from services.trainer.store import Record
-from services.trainer.turns import Turns
 
 _NAMESPACE = uuid.UUID("0c7e4a9b-3d15-5f26-9a8c-7b1d2e3f4a5b")
 WATCH_REFRESH_S = 15.0
 # Of many who come at once, the first should not have to wait until the last one's job is planned too.
-CREATED_AT_ONCE = 4
+CREATION = TurnLimits(running=4, tenant_running=4, tenant_waiting=sys.maxsize)
 
 
 class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
@@ -53,7 +54,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         self._planner = planner
         self._control = control
         self._base_models = base_models
-        self._turns = Turns(CREATED_AT_ONCE)
+        self._turns = Turns(CREATION)
         self._planning = Locks()
 
     async def ListBaseModels(self, request: pb.ListBaseModelsRequest, context: Any) -> pb.ListBaseModelsResponse:
@@ -77,7 +78,7 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         # The id follows from who asks and the request id: a retry meets the same job, whatever was lost.
         job_id = uuid.uuid5(_NAMESPACE, f"{principal.subject}/{uuid.UUID(request.request_id)}").hex[:16]
         with self._control.for_a_person():
-            async with self._turns.of(principal.subject), self._control.lock(job_id):
+            async with self._turns.turn(principal.subject), self._control.lock(job_id):
                 return await self._create(request, principal, job_id)
 
     async def _create(

@@ -131,7 +131,7 @@ def _streaming() -> tuple[Figure, ...]:
 _BUSY = (
     "Two cores are all busy with four services, a cluster's API and a hundred clients, so it moves with what the host "
     "does: the very code that took 0.67 s on 2026-11-25 took 0.97 and 1.17 s three days later, and today's took 0.91 "
-    "to 1.30 in nine runs. No part of the trainer stands out in a profile."
+    "to 1.39 in fourteen runs. No part of the trainer stands out in a profile."
 )
 
 

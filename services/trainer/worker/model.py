@@ -142,8 +142,6 @@ def add_adapter(base: BaseModel, settings: LoraSettings) -> Any:
         BaseModelError: if the model has none of the target layers.
     """
     targets = linear_layers(base.model) if settings.targets == (ALL_LINEAR,) else list(settings.targets)
-    if not targets:
-        raise BaseModelError("the base model has no layer to adapt")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,

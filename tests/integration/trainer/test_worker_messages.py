@@ -231,26 +231,25 @@ def test_an_error_that_quotes_a_row_is_told_by_its_place_only(
     assert failure.cause == trainer_service_pb2.FAILURE_CAUSE_INTERNAL
 
 
+def refused_before_a_row(assignment: trainer_pb2.Assignment, tmp_path: Path) -> int:
+    """Run a worker that gives up without a step, a word or a row; return the cause that it reports."""
+    recorder = Recorder(assignment, ROWS)
+    code, log = run(recorder, tmp_path)
+    assert (code, log) == (1, "")
+    (failure,) = recorder.of(trainer_service_pb2.ReportFailureRequest)
+    assert failure.attested_steps == 0
+    assert not recorder.of(dataset_service_pb2.ReadRowsRequest), "rows are fetched when all else stands"
+    return int(failure.cause)
+
+
 def test_rows_longer_than_the_base_model_reads_are_refused_whether_or_not_there_are_any(
     assignment: trainer_pb2.Assignment, tmp_path: Path
 ) -> None:
     """Else the job of a model with learned positions would end at the first step that draws such a row, and tell so."""
     assignment.settings.max_length = 257
-    recorder = Recorder(assignment, ROWS)
-    code, log = run(recorder, tmp_path)
-    assert (code, log) == (1, "")
-    (failure,) = recorder.of(trainer_service_pb2.ReportFailureRequest)
-    assert failure.cause == trainer_service_pb2.FAILURE_CAUSE_MAX_LENGTH
-    assert failure.attested_steps == 0
-    assert not recorder.of(dataset_service_pb2.ReadRowsRequest)
+    assert refused_before_a_row(assignment, tmp_path) == trainer_service_pb2.FAILURE_CAUSE_MAX_LENGTH
 
 
 def test_a_base_model_that_cannot_be_loaded_is_said_so(assignment: trainer_pb2.Assignment, tmp_path: Path) -> None:
     assignment.base_model_location = str(tmp_path)
-    recorder = Recorder(assignment, ROWS)
-    code, log = run(recorder, tmp_path)
-    assert (code, log) == (1, "")
-    (failure,) = recorder.of(trainer_service_pb2.ReportFailureRequest)
-    assert failure.cause == trainer_service_pb2.FAILURE_CAUSE_BASE_MODEL
-    assert failure.attested_steps == 0
-    assert not recorder.of(dataset_service_pb2.ReadRowsRequest), "rows are fetched when all else stands"
+    assert refused_before_a_row(assignment, tmp_path) == trainer_service_pb2.FAILURE_CAUSE_BASE_MODEL

@@ -16,6 +16,7 @@ from murmura.api.common.v1 import privacy_pb2
 from murmura.api.inference.v1 import inference_pb2
 from services.common.errors import MurmuraError, invalid
 from services.common.tokens import Principal
+from services.common.turns import TurnLimits, Turns
 from services.inference.adapters import Adapters
 from services.inference.bases import Base
 from services.inference.catalogue import Record
@@ -30,7 +31,6 @@ from services.inference.engine import (
 )
 from services.inference.generation import Generation, Salts
 from services.inference.rights import Rules
-from services.inference.turns import TurnLimits, Turns
 
 ANA = Principal("ana@local", frozenset({"analyst"}))
 NO_LIMITS = Rules()

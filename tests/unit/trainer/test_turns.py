@@ -1,22 +1,27 @@
-"""Turns among people."""
+"""Turns to create jobs, as people share them."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 
-from services.trainer.turns import Turns
+from services.common.turns import TurnLimits, Turns
+
+
+def turns_of(at_once: int) -> Turns:
+    return Turns(TurnLimits(running=at_once, tenant_running=at_once, tenant_waiting=sys.maxsize))
 
 
 class Work:
     """Holds turns until it is told to go on, and notes who got one."""
 
     def __init__(self, at_once: int) -> None:
-        self.turns = Turns(at_once)
+        self.turns = turns_of(at_once)
         self.got: list[str] = []
         self._ends: list[asyncio.Event] = []
 
     async def hold(self, person: str) -> None:
-        async with self.turns.of(person):
+        async with self.turns.turn(person):
             self.got.append(person)
             self._ends.append(asyncio.Event())
             await self._ends[-1].wait()
@@ -70,17 +75,17 @@ async def test_turns_of_those_who_leave_are_anothers() -> None:
     assert work.got[-1] == "e"
     next_one.cancel()
     await asyncio.gather(first, leaving, last, late, next_one, return_exceptions=True)
-    assert work.turns._held.total() == 0
-    assert not work.turns._waiting
+    assert work.turns._tenants.total() == 0
+    assert not work.turns._queues
 
 
 async def test_who_fails_gives_the_turn_back() -> None:
-    turns = Turns(1)
+    turns = turns_of(1)
     for _ in range(3):
         try:
-            async with turns.of("a"):
+            async with turns.turn("a"):
                 raise ValueError
         except ValueError:
             pass
-    async with asyncio.timeout(1), turns.of("b"):
+    async with asyncio.timeout(1), turns.turn("b"):
         pass

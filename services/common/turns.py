@@ -1,8 +1,8 @@
-"""Whose turn it is: which requests an engine runs now, and which wait.
+"""Whose turn it is: which requests run now, and which wait.
 
-An engine takes requests as they come, so whoever sends most gets most, and whoever comes with an adapter that has no
-slot waits until all others have none to send. Here the tenant with the fewest running requests is next, nobody may fill
-the engine alone, and where the adapter of the next request has no slot, one of those that run is given no more until it
+Taken as they come, whoever sends most gets most. Here the tenant with the fewest running requests is next, and nobody
+takes more turns than one may. At an engine, whoever comes with an adapter that has no slot would wait until all others
+have none to send: where the adapter of the next request has no slot, one of those that run is given no more until it
 has left its own.
 """
 
@@ -22,7 +22,7 @@ class TenantFull(Exception):
 
 @dataclass(frozen=True)
 class TurnLimits:
-    """How many requests one engine runs.
+    """How many requests run, by default those of one engine.
 
     Attributes:
         running: at once.
@@ -47,7 +47,7 @@ class _Queue:
 
 
 class Turns:
-    """Gives turns at one engine.
+    """Gives turns, at an engine or at whatever else runs a few requests at once.
 
     Args:
         limits: how many.
@@ -61,12 +61,12 @@ class Turns:
         self._tickets = itertools.count()
 
     @asynccontextmanager
-    async def turn(self, tenant: str, adapter: int | None) -> AsyncIterator[None]:
+    async def turn(self, tenant: str, adapter: int | None = None) -> AsyncIterator[None]:
         """Wait for a turn and hold it.
 
         Args:
             tenant: whose request it is.
-            adapter: the engine's id; None for a base model, which takes no slot.
+            adapter: the engine's id; None for what takes no slot, such as a base model.
 
         Raises:
             TenantFull: at once, if too many requests of the tenant wait already.

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from services.inference.turns import TenantFull, TurnLimits, Turns
+from services.common.turns import TenantFull, TurnLimits, Turns
 
 
 class Requests:
