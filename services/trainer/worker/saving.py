@@ -168,6 +168,9 @@ class Saver:
     ) -> None:
         """End here if the job or this worker is to; arguments and errors as for `finish`."""
         verdict = ranks.highest(_verdict(run.completed_steps, heartbeat, evicted))
+        if verdict == Verdict.LEAVE:
+            # Only now, for any rank may be the one that was asked: the first alone can find out whether the job ends.
+            verdict = ranks.told(Verdict.STOP if heartbeat and heartbeat.should_stop() else Verdict.LEAVE)
         if verdict == Verdict.STOP:
             raise Stopped
         if verdict == Verdict.LEAVE:
@@ -184,9 +187,6 @@ class Saver:
 
 
 def _verdict(completed: int, heartbeat: Heartbeat | None, evicted: threading.Event) -> Verdict:
-    if heartbeat is None:
-        return Verdict.LEAVE if evicted.is_set() else Verdict.GO_ON
-    stop = heartbeat.on_step(completed)
-    if evicted.is_set():
-        return Verdict.STOP if heartbeat.should_stop() else Verdict.LEAVE
-    return Verdict.STOP if stop else Verdict.GO_ON
+    if heartbeat and heartbeat.on_step(completed):
+        return Verdict.STOP
+    return Verdict.LEAVE if evicted.is_set() else Verdict.GO_ON
