@@ -17,7 +17,7 @@ export DEMO_DATA
 .PHONY: help setup test check lint types imports graph graph-check protos codegen codegen-check pytest format lock \
 	demo demo-quick bench bench-accounting bench-ledger bench-train bench-inference \
 	bench-streaming bench-dataset bench-utility bench-control test-families test-kubernetes test-gpu \
-	fuzz-expressions fuzz-calls soak base-model up status down clean
+	fuzz-expressions fuzz-calls fuzz-files soak base-model up status down clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,9 @@ fuzz-calls: setup  ## random and hostile messages to every RPC of every service;
 
 fuzz-expressions: setup  ## random and hostile expression trees against the checker and the engine; SECONDS=300
 	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) $(BIN)/python -m pytest tests/unit/dataset/test_expression_fuzz.py -q -s
+
+fuzz-files: setup  ## damaged and hostile files of every format, registered; SECONDS=300
+	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) $(BIN)/python -m pytest tests/unit/dataset/test_any_file.py -q -s
 
 soak: setup  ## the inference service at saturation, adapters coming and going; SECONDS=600
 	@$(BIN)/python -m tests.bench.soak

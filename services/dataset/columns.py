@@ -6,8 +6,10 @@ agree on. A value that does not fit stops the registration, named by line and co
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,9 +18,11 @@ import polars as pl
 from services.dataset import expressions as ex
 
 MOST_COLUMNS = 1_000
-_SHAPE = f"it must have at most {MOST_COLUMNS} columns with names of 1 to {ex.MOST_NAME} characters"
+_SHAPE = f"it must have at most {MOST_COLUMNS} columns with names of 1 to {ex.MOST_NAME} characters, none of them NUL"
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+# Below it, doubles tell all integers apart.
+_MOST_EXACT = 1 << 53
 # How Polars holds each type.
 DTYPES: dict[str, Any] = {
     ex.STRING: pl.String,
@@ -60,14 +64,13 @@ class Inference:
         """Take a row into account.
 
         Raises:
-            Unreadable: if there are too many columns.
+            Unreadable: as `check_names`.
         """
         for name, value in row.items():
             kinds = self._kinds.get(name)
             if kinds is None:
                 kinds = self._kinds[name] = []
-                if len(self._kinds) > MOST_COLUMNS:
-                    raise Unreadable(_SHAPE)
+                check_names(self._kinds)
             if name in self._declared:
                 continue
             if not self._texts:
@@ -75,11 +78,10 @@ class Inference:
                 if kind is not None and kind not in kinds:
                     kinds.append(kind)
             elif value:
-                # What all texts so far can be read as, the narrowest first.
+                # What each of the texts so far can be read as, the narrowest first.
                 candidates = kinds or [ex.INTEGER, ex.FLOAT, ex.BOOLEAN, ex.STRING]
-                while candidates[0] != ex.STRING and _parse(candidates[0], value) is None:
-                    candidates = candidates[1:]
-                self._kinds[name] = candidates
+                if candidates[0] != ex.STRING:
+                    self._kinds[name] = [k for k in candidates if k == ex.STRING or _parse(k, value) is not None]
 
     def types(self) -> dict[str, str]:
         """Return the type of each column, in the order in which they came."""
@@ -112,9 +114,12 @@ def from_table(table: pl.DataFrame, lines: Sequence[int], declared: Mapping[str,
             raise Unreadable(f"column {series.name!r} holds {kind}, and {declared[series.name]} was promised")
         fitted = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if _has_zone(series) else series
         fitted = fitted.cast(DTYPES[kind], strict=False)
+        if kind == ex.TIMESTAMP:
+            # Python's years have four digits, and what it cannot write down nobody can be shown or told apart by.
+            fitted = fitted.set(~fitted.is_between(datetime.min, datetime.max), None)
         lost = (fitted.is_null() & series.is_not_null()).arg_true()
         if lost.len():
-            raise _broken(series.name, lines[lost[0]], "out of range")
+            raise broken(series.name, lines[lost[0]], "out of range")
         columns.append(fitted)
     return pl.DataFrame(columns)
 
@@ -126,9 +131,10 @@ def type_of(series: pl.Series) -> str:
         Unreadable: if it is not supported; names the column.
     """
     kind = series.dtype
-    if kind.is_integer():
+    # A decimal without places is a number as databases give it to what they count or name.
+    if kind.is_integer() or (isinstance(kind, pl.Decimal) and kind.scale == 0):
         return ex.INTEGER
-    if kind.is_float():
+    if kind.is_float() or isinstance(kind, pl.Decimal):
         return ex.FLOAT
     if kind == pl.Boolean:
         return ex.BOOLEAN
@@ -136,17 +142,37 @@ def type_of(series: pl.Series) -> str:
         return ex.TIMESTAMP
     if kind in (pl.String, pl.Categorical, pl.Enum, pl.Null):
         return ex.STRING
-    raise Unreadable(f"column {series.name!r} has a type that is not supported; make it text, a number or a timestamp")
+    raise unsupported(series.name)
+
+
+def broken(column: str, line: int, why: str) -> Unreadable:
+    """Return the refusal of a value, named by its place."""
+    return Unreadable(f"line {line}, column {column!r}: {why}", line)
+
+
+def unsupported(column: str) -> Unreadable:
+    """Return the refusal of a column whose type is none that is kept."""
+    return Unreadable(f"column {column!r} has a type that is not supported; make it text, a number or a timestamp")
+
+
+def check_names(names: Collection[str]) -> None:
+    """Check how many columns there are, and what they are called.
+
+    Raises:
+        Unreadable: if there are too many, or one has a name that cannot be kept; lists none, since the first row of a
+            file without a header is data.
+    """
+    if len(names) > MOST_COLUMNS or not all(ex.is_name(name) and _text(name) is not None for name in names):
+        raise Unreadable(_SHAPE)
 
 
 def check_shape(types: Mapping[str, str], unit_column: str, declared: Mapping[str, str]) -> None:
     """Check what the columns of every dataset must be.
 
     Raises:
-        Unreadable: if they are not; does not list columns, since the first row of a file without a header is data.
+        Unreadable: if they are not; as `check_names`.
     """
-    if len(types) > MOST_COLUMNS or not all(0 < len(name) <= ex.MOST_NAME for name in types):
-        raise Unreadable(_SHAPE)
+    check_names(types)
     for name in (unit_column, *declared):
         if name not in types:
             raise Unreadable(f"there is no column {name!r}; is the header there, and is the name spelt so?")
@@ -162,11 +188,13 @@ def check_rows(rows: pl.DataFrame, lines: Sequence[int], unit_column: str) -> No
         if series.dtype == pl.String:
             long = (series.str.len_bytes() > ex.MOST_TEXT_BYTES).arg_true()
             if long.len():
-                raise _broken(series.name, lines[long[0]], f"longer than {ex.MOST_TEXT_BYTES} bytes")
+                raise broken(series.name, lines[long[0]], f"longer than {ex.MOST_TEXT_BYTES} bytes")
     units = rows.get_column(unit_column)
-    missing = (units.is_null() | (units.cast(pl.String) == "")).arg_true()
+    # What is no number stands where pandas has nothing: rows of several people, or of one who has others too.
+    none = units.is_nan() if units.dtype.is_float() else units.cast(pl.String) == ""
+    missing = (units.is_null() | none).arg_true()
     if missing.len():
-        raise _broken(unit_column, lines[missing[0]], "empty, and every row needs its privacy unit")
+        raise broken(unit_column, lines[missing[0]], "empty, and every row needs its privacy unit")
 
 
 def moment(text: str) -> datetime:
@@ -198,7 +226,7 @@ def column(
     for line, value in zip(lines, values, strict=True):
         fits = None if value is None else read(kind, value)
         if fits is None and value is not None:
-            raise _broken(name, line, f"not a {kind} that this service keeps, as the rest of the column is")
+            raise broken(name, line, f"not a {kind} that this service keeps, as the rest of the column is")
         fitted.append(fits)
     return pl.Series(name, fitted, dtype=DTYPES[kind])
 
@@ -206,7 +234,7 @@ def column(
 def fit(kind: str, value: Any) -> Any:
     """Return a JSON value as one of a kind, or None where it is none."""
     if kind == ex.FLOAT and _kind_of(value) == ex.INTEGER:
-        return float(value) if abs(value) < 1 << 53 else None
+        return float(value) if abs(value) < _MOST_EXACT else None
     if kind == ex.TIMESTAMP and isinstance(value, str):
         return _parse(kind, value)
     if _kind_of(value) != kind:
@@ -216,13 +244,28 @@ def fit(kind: str, value: Any) -> Any:
     return _text(value) if kind == ex.STRING else value
 
 
+def written(value: Any) -> str | None:
+    """Return as text what has no type of its own here: what is nested as JSON; None where it is none.
+
+    Args:
+        value: as a database's driver or Arrow gives it.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        return None
+    nested = isinstance(value, dict | list)
+    return _text(json.dumps(value, ensure_ascii=False, default=str) if nested else str(value))
+
+
 def _parse(kind: str, text: str) -> Any:
     """Return what a text stands for, or None where it is not of the kind."""
     if kind == ex.INTEGER and _INTEGER.fullmatch(text) and len(text) < 20:
         number = int(text)
         return number if -(1 << 63) <= number < 1 << 63 else None
     if kind == ex.FLOAT and _FLOAT.fullmatch(text):
-        return float(text)
+        found = float(text)
+        # One with so many digits names something, and two that differ must not become the same.
+        exact = abs(found) < _MOST_EXACT or not _INTEGER.fullmatch(text)
+        return found if exact and math.isfinite(found) else None
     if kind == ex.BOOLEAN:
         return {"true": True, "false": False}.get(text.lower())
     if kind == ex.TIMESTAMP:
@@ -251,7 +294,3 @@ def _kind_of(value: Any) -> str | None:
 
 def _has_zone(series: pl.Series) -> bool:
     return isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone is not None
-
-
-def _broken(column: str, line: int, why: str) -> Unreadable:
-    return Unreadable(f"line {line}, column {column!r}: {why}", line)

@@ -6,7 +6,6 @@ never becomes a part of a statement; and rows stream through a server-side curso
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time
@@ -77,6 +76,7 @@ def _rows(connection: sa.Connection, name: str, declared: Mapping[str, str]) -> 
         connection = connection.execution_options(postgresql_readonly=True)
     table = _table(connection, name)
     types = {column.name: _kind(column) for column in table.columns}
+    typing_of.check_names(types)
     for column, kind in declared.items():
         if types.get(column, kind) != kind:
             raise Unreadable(f"column {column!r} holds {types[column]}, and {kind} was promised")
@@ -116,7 +116,8 @@ def _kind(column: sa.Column[Any]) -> str:
     kind = column.type
     if isinstance(kind, sa.Boolean):
         return ex.BOOLEAN
-    if isinstance(kind, sa.Integer):
+    # Numbers without places are what some databases have in place of integers.
+    if isinstance(kind, sa.Integer) or (isinstance(kind, sa.Numeric) and kind.scale == 0):
         return ex.INTEGER
     if isinstance(kind, sa.Numeric):
         return ex.FLOAT
@@ -126,17 +127,18 @@ def _kind(column: sa.Column[Any]) -> str:
 def _fit(kind: str, value: Any) -> Any:
     """Return a value as a driver gives it as one of a kind, or None where it is none."""
     if kind == ex.STRING:
-        return _text(value)
+        return typing_of.written(value)
     if kind == ex.TIMESTAMP and isinstance(value, date):
         moment = value if isinstance(value, datetime) else datetime.combine(value, time())
-        return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
-    if kind == ex.FLOAT and isinstance(value, Decimal):
-        return float(value) if value.is_finite() and math.isfinite(float(value)) else None
-    return typing_of.fit(kind, value)
+        try:
+            return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+        except OverflowError:
+            return None
+    return typing_of.fit(kind, _plain(value) if isinstance(value, Decimal) else value)
 
 
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes | bytearray | memoryview):
+def _plain(value: Decimal) -> int | float | None:
+    """Return an exact number as Python's own; None where it has no value, or none that a double can hold."""
+    if not value.is_finite() or not math.isfinite(float(value)):
         return None
-    text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)
-    return typing_of.fit(ex.STRING, text)  # type: ignore[no-any-return]
+    return int(value) if value == value.to_integral_value() else float(value)

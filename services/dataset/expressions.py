@@ -263,6 +263,11 @@ def _known(names: Mapping[str, str] | tuple[str, ...], schema: Mapping[str, str]
             raise UnknownColumn(name, schema)
 
 
+def is_name(name: str) -> bool:
+    """Say whether a column may have a name: Arrow's C interface ends names at a NUL."""
+    return 0 < len(name) <= MOST_NAME and "\0" not in name
+
+
 def _sound(name: str, operation: str) -> None:
-    if not 0 < len(name) <= MOST_NAME:
-        raise Rejected(operation, f"a column's name has 1 to {MOST_NAME} characters")
+    if not is_name(name):
+        raise Rejected(operation, f"a column's name has 1 to {MOST_NAME} characters, and no NUL")

@@ -1,20 +1,22 @@
-"""The rows of JSON Lines, CSV and Parquet files, with types that are fixed, a bounded number of them at a time.
+"""The rows of JSON Lines and CSV files, with types that are fixed, a bounded number of them at a time.
 
 What is broken is named by line and column, never by content: an exception of a parser quotes what it could not parse,
-so none is passed on. The types of JSON Lines and CSV are known only after the last line. Such a file is read once, and
-an encrypted copy of it a second time: the source may be slow, or change in between.
+so none is passed on. Types are known only after the last line. Such a file is read once, and an encrypted copy of it a
+second time: the source may be slow, or change in between.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from services.dataset import columns as typing_of
 from services.dataset import expressions as ex
@@ -24,6 +26,9 @@ from services.dataset.vault import Spool
 ROWS_A_REPORT = 1_000
 READ_BYTES = 1 << 20
 MOST_LINE_BYTES = 1 << 24
+# In this order: a header has the first one that is there between its names.
+_DELIMITERS = (",", ";", "\t")
+_QUOTED = re.compile(r'"[^"]*"')
 # What a file may be compressed with, by the end of its name.
 COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
 # The number of rows that were seen so far, or the next rows and the line of each.
@@ -48,31 +53,9 @@ def json_lines(file: Any, declared: Mapping[str, str], spool: Spool) -> Iterator
 
 
 def csv_lines(file: Any, declared: Mapping[str, str], spool: Spool) -> Iterator[Item]:
-    """Read comma-separated values with a header; arguments and errors as for `json_lines`."""
+    """Read values between commas, semicolons or tabs, with a header; arguments and errors as for `json_lines`."""
     csv.field_size_limit(2 * ex.MOST_TEXT_BYTES)
     yield from _twice(file, _csv_rows, typing_of.Inference(declared, texts=True), spool)
-
-
-def parquet(file: Any, declared: Mapping[str, str], spool: Spool) -> Iterator[Item]:
-    """Read Parquet; arguments and errors as for `json_lines`. It carries its types, and needs no copy."""
-    try:
-        # Reads pages as they are needed: a row group may be larger than any memory.
-        table = pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False)
-        names = table.schema_arrow.names
-        if len(set(names)) < len(names):
-            raise Unreadable("two columns have the same name")
-        count = 0
-        for batch in table.iter_batches(batch_size=ROWS_A_REPORT):
-            if not batch.num_rows:
-                continue
-            rows = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch], table.schema_arrow)))
-            lines = list(range(count + 1, count + 1 + rows.height))
-            count += rows.height
-            yield typing_of.from_table(rows, lines, declared), lines
-            yield count
-    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException):
-        # The library's own words can quote a row.
-        raise Unreadable("the file is not Parquet, or is damaged") from None
 
 
 def inflated(file: Any, compression: str) -> Any:
@@ -132,9 +115,12 @@ def _json_rows(lines: Iterator[bytes]) -> _Rows:
 
 
 def _csv_rows(lines: Iterator[bytes]) -> _Rows:
-    reader = csv.reader((_utf8(raw, number) for number, raw in enumerate(lines, 1)), strict=True)
+    texts = (_utf8(raw, number) for number, raw in enumerate(lines, 1))
+    first = next(texts, "")
+    reader = csv.reader(itertools.chain([first], texts), delimiter=_delimiter(first), strict=True)
     try:
-        header = next(reader, [])
+        # Of a table that is written down with its index, the index has no name.
+        header = [name or f"column_{number}" for number, name in enumerate(next(reader, []))]
         if len(set(header)) < len(header):
             raise Unreadable("line 1: two columns have the same name", 1)
         for fields in reader:
@@ -149,6 +135,12 @@ def _csv_rows(lines: Iterator[bytes]) -> _Rows:
         raise Unreadable(f"line {reader.line_num}: not CSV", reader.line_num) from None
 
 
+def _delimiter(header: str) -> str:
+    """Return what lies between fields. Whoever writes commas in numbers has something else there, and so do tables."""
+    unquoted = _QUOTED.sub("", header)
+    return next((mark for mark in _DELIMITERS if mark in unquoted), _DELIMITERS[0])
+
+
 def _utf8(raw: bytes, number: int) -> str:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -157,19 +149,23 @@ def _utf8(raw: bytes, number: int) -> str:
 
 
 def _json(text: str, number: int) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(constant)
-
     try:
-        row = json.loads(text, parse_constant=refuse)
+        row = json.loads(text, parse_constant=_number, parse_float=_number)
     except json.JSONDecodeError as error:
         raise Unreadable(f"line {number}, character {error.colno}: not JSON", number) from None
     except (ValueError, RecursionError):
-        # A number without a value (NaN), one with thousands of digits, or brackets without end.
+        # A number without a value (NaN, 1e999), one with thousands of digits, or brackets without end.
         raise Unreadable(f"line {number}: not JSON that this service reads", number) from None
     if not isinstance(row, dict):
         raise Unreadable(f"line {number}: not a JSON object", number)
     return row
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def _flat(value: Any) -> Any:

@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from murmura.api.dataset.v1 import dataset_pb2
 from services.dataset import columns as typing_of
-from services.dataset import formats
+from services.dataset import formats, parquet
 from services.dataset.columns import Unreadable
 from services.dataset.databases import Databases
 from services.dataset.vault import Vault
@@ -31,13 +31,14 @@ from services.dataset.vault import Vault
 _ENDINGS = {
     "parquet": dataset_pb2.FILE_FORMAT_PARQUET,
     "csv": dataset_pb2.FILE_FORMAT_CSV,
+    "tsv": dataset_pb2.FILE_FORMAT_CSV,
     "jsonl": dataset_pb2.FILE_FORMAT_JSON_LINES,
     "ndjson": dataset_pb2.FILE_FORMAT_JSON_LINES,
 }
 _FORMATS: dict[int, formats.Reader] = {
     dataset_pb2.FILE_FORMAT_JSON_LINES: formats.json_lines,
     dataset_pb2.FILE_FORMAT_CSV: formats.csv_lines,
-    dataset_pb2.FILE_FORMAT_PARQUET: formats.parquet,
+    dataset_pb2.FILE_FORMAT_PARQUET: parquet.rows,
 }
 _STORES = ("s3", "gs")
 # For how long a store that does not answer is tried again; Google's client alone would try for a quarter of an hour.
@@ -192,7 +193,7 @@ def _kind(source: dataset_pb2.FileSource) -> tuple[formats.Reader, str]:
     if reader is None:
         known = "name the file .parquet, .csv or .jsonl (the last two also with .gz, .bz2 or .zst behind)"
         raise Unreadable(f"the format is unknown; {known}, or set the format")
-    if compression and reader is formats.parquet:
+    if compression and reader is parquet.rows:
         raise Unreadable(f"Parquet is compressed within; unpack it, and register it without .{last}")
     return reader, compression
 

@@ -156,6 +156,28 @@ def test_a_broken_value_is_named_by_row_and_column_only(tmp_path: Path) -> None:
         read(url, "notes", tmp_path, declared={"age": ex.STRING})
 
 
+def test_numbers_without_places_are_integers_and_stay_apart(tmp_path: Path, postgres: str) -> None:
+    """Some databases have no other integers; as doubles, two patients would be one unit."""
+    engine = sa.create_engine(postgres)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE IF EXISTS visits"))
+        connection.execute(sa.text("CREATE TABLE visits (patient numeric(19, 0), code numeric, seen timestamptz)"))
+        connection.execute(
+            sa.text("INSERT INTO visits VALUES (9007199254740993, 1.5, NULL), (9007199254740992, 2, NULL)")
+        )
+    (rows,) = [item for item in read(postgres, "visits", tmp_path) if isinstance(item, pl.DataFrame)]
+    assert rows["patient"].to_list() == [9007199254740993, 9007199254740992]
+    assert rows["code"].to_list() == [1.5, 2.0]
+    for column, value in (("patient", "9999999999999999999"), ("code", "9007199254740993"), ("code", "'NaN'")):
+        with engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM visits"))
+            connection.execute(sa.text("INSERT INTO visits VALUES (1, 1, NULL)"))
+            connection.execute(sa.text(f"UPDATE visits SET {column} = {value}"))
+        with pytest.raises(Unreadable, match=f"line 1, column '{column}'"):
+            read(postgres, "visits", tmp_path)
+    engine.dispose()
+
+
 def test_connections_are_the_operator_s(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="MURMURA_DATABASES"):
         read("sqlite://", "notes", tmp_path, connection="sqlite:////etc/passwd")

@@ -153,6 +153,7 @@ def test_progress_is_told(tmp_path: Path, ending: str) -> None:
         ("i.jsonl", b'{"patient": "p"}\n{"text": "Zanzibar"}\n', 2, "column 'patient'"),
         ("j.jsonl", b'{"patient": "p", "n": ' + b"9" * 5000 + b"}\n", 1, ""),
         ("k.jsonl", b'{"patient": "p", "text": "Zanzibar' + b"x" * (1 << 20) + b'"}\n', 1, "column 'text'"),
+        ("l.jsonl", b'{"patient": "p", "n": 1e999, "text": "Zanzibar"}\n', 1, ""),
         ("l.csv", b"patient,text\np,x\np,Zanzibar,more\n", 3, ""),
         ("m.csv", b'patient,text\np,"Zanzibar\n', 2, ""),
         ("n.csv", b"patient,text\np,Zanzibar\xff\n", 2, ""),
@@ -170,6 +171,23 @@ def test_a_broken_row_is_named_by_line_and_column_only(
     assert found.line == line
     assert f"line {line}" in str(found)
     assert column in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"patient": "p", "half \\ud800": 1}'),
+        ("b.jsonl", b'{"patient": "p", "nul \\u0000": 1}'),
+        ("c.jsonl", b'{"patient": "p", "": 1}'),
+        ("d.csv", b"patient,nul \x00\np,1\n"),
+        ("e.csv", b"patient," + b"n" * 201 + b"\np,1\n"),
+        ("f.csv", b",".join(b"%d" % number for number in range(1001))),
+    ],
+)
+def test_columns_are_of_a_number_and_have_names(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content + (b"\n" + b"," * 1000 if name.startswith("f") else b""))
+    assert str(problem(path)).startswith("it must have at most 1000 columns with names of 1 to 200 characters")
 
 
 def test_a_parquet_row_is_named_too(tmp_path: Path) -> None:
@@ -204,10 +222,46 @@ def test_a_promised_type_is_kept(tmp_path: Path, ending: str) -> None:
 
 def test_texts_that_are_no_plain_numbers_stay_texts(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text("patient,zip,big,word,flag\n007,01234,99999999999999999999999,nan,true\n008,1,1,2,FALSE\n")
+    path.write_text(
+        "patient,zip,word,flag,vast,mixed\n007,01234,nan,true,1e999,1\n008,1,2,FALSE,2,true\n9,3,4,,5,1.5\n"
+    )
     rows = table(path)
     kinds = {series.name: type_of(series) for series in rows.get_columns()}
-    assert kinds == {"patient": "STRING", "zip": "STRING", "big": "FLOAT", "word": "STRING", "flag": "BOOLEAN"}
+    assert kinds == dict.fromkeys(rows.columns, ex.STRING) | {"flag": ex.BOOLEAN}
+    assert rows["mixed"].to_list() == ["1", "true", "1.5"]
+
+
+@pytest.mark.parametrize("other", ["12345678901234567891", "1.5"])
+def test_numbers_of_many_digits_are_names_and_stay_apart(tmp_path: Path, other: str) -> None:
+    """As doubles, two patients would be one unit."""
+    path = tmp_path / "rows.csv"
+    numbers = ["12345678901234567890" if other != "1.5" else "9007199254740993", other]
+    path.write_text("patient\n" + "\n".join(numbers))
+    assert table(path)["patient"].to_list() == numbers
+    assert "column 'patient'" in str(problem(path, {"patient": ex.FLOAT}))
+
+
+@pytest.mark.parametrize(("mark", "ending"), [(",", "csv"), (";", "csv"), ("\t", "tsv"), (";", "tsv")])
+def test_fields_lie_between_what_the_header_has_between_names(tmp_path: Path, mark: str, ending: str) -> None:
+    path = tmp_path / f"rows.{ending}"
+    named = mark.join(["patient", '"text, or note; or what"', "weight"])
+    path.write_text(f"{named}\n" + mark.join(["p", '"one, two; three\tfour"', "60.5"]))
+    assert table(path).row(0) == ("p", "one, two; three\tfour", 60.5)
+
+
+def test_an_index_without_a_name_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(",patient\n0,p\n1,q\n")
+    assert table(path).to_dict(as_series=False) == {"column_0": [0, 1], "patient": ["p", "q"]}
+    path.write_text(",patient,column_0\n0,p,1\n")
+    assert "two columns have the same name" in str(problem(path))
+
+
+def test_a_unit_that_is_no_number_is_none(tmp_path: Path) -> None:
+    """Pandas writes so what is missing: rows of several people, or of one who has other rows too."""
+    path = tmp_path / "rows.parquet"
+    pl.DataFrame({"patient": [1.0, float("nan")]}).write_parquet(path)
+    assert str(problem(path)) == "line 2, column 'patient': empty, and every row needs its privacy unit"
 
 
 # ---------------------------------------------------------------- what may be read

@@ -32,7 +32,7 @@ class _FileFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileFormat
     FILE_FORMAT_PARQUET: _FileFormat.ValueType  # 1
     """Parquet."""
     FILE_FORMAT_CSV: _FileFormat.ValueType  # 2
-    """Comma-separated values with a header."""
+    """Values between commas, semicolons or tabs, whichever the header has; the header is there."""
     FILE_FORMAT_JSON_LINES: _FileFormat.ValueType  # 3
     """One JSON object a line."""
 
@@ -44,7 +44,7 @@ FILE_FORMAT_UNSPECIFIED: FileFormat.ValueType  # 0
 FILE_FORMAT_PARQUET: FileFormat.ValueType  # 1
 """Parquet."""
 FILE_FORMAT_CSV: FileFormat.ValueType  # 2
-"""Comma-separated values with a header."""
+"""Values between commas, semicolons or tabs, whichever the header has; the header is there."""
 FILE_FORMAT_JSON_LINES: FileFormat.ValueType  # 3
 """One JSON object a line."""
 Global___FileFormat: _TypeAlias = FileFormat  # noqa: Y015
