@@ -1,5 +1,7 @@
 """What `trace` records does what the function does; what it cannot record is refused by line."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,6 +110,62 @@ def with_compared_fstring(data):
     return data + ("x" if f"{data}!" == "a!" else "y")
 
 
+FOUND = re.compile(r"\s+")
+SHORT = {"street": "st."}
+
+
+def shortened(text):
+    return text.replace("street", SHORT["street"])
+
+
+# What is done to an f-string's text; the text itself looks to Python as if it were already there.
+TO_FSTRINGS = [
+    lambda data: f"{data}!".upper(),
+    lambda data: f"{data} Street".lower(),
+    lambda data: f"{data}".title(),
+    lambda data: f"{data}".strip(),
+    lambda data: f"  {data}".rstrip("!"),
+    lambda data: f"{data}".replace("Mr. ", ""),
+    lambda data: shortened(f"{data}, {data}"),
+    lambda data: f"{data}".split("; ")[0],
+    lambda data: f"{data}"[-40:],
+    lambda data: f"{data}"[:900],
+    lambda data: f"{data}".ljust(30),
+    lambda data: f"{data}".removeprefix("Dr"),
+    lambda data: FOUND.sub(" ", f"{data}, {data}"),
+    lambda data: text + "." if not (text := f"{data}").endswith("?!") else text,
+    lambda data: text if "," in (text := f"{data}") else text + ",",
+    lambda data: f"{data} of {len(f'{data}')}",
+    lambda data: f"{data} of {f'{data}'.count('e')}",
+    lambda data: text + "!" if (text := f"{data}") > "m" else text,
+    lambda data: data + f"{data}".casefold(),
+]
+
+
+@pytest.mark.parametrize("function", TO_FSTRINGS)
+def test_what_is_done_to_an_f_string_is_refused_rather_than_forgotten(function):
+    with pytest.raises(TraceError, match="f-string with a row's value was"):
+        trace(function).record(column("c"))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda data: f"{data}: {data.strip()}",
+        lambda data: "; ".join([f"<{data}>", "and", f"{data[1:]}"]) + "!",
+        lambda data: "{} or {}".format(data, data.upper()),  # noqa: UP032
+        lambda data: f"{f'({data})'} {data}" * 2,
+        lambda data: "Dr. " + f"{data}".join(["[", "]"]),
+        lambda data: f"Dr. {data}"[4:],
+    ],
+)
+@given(text=texts)
+@settings(max_examples=50, deadline=None)
+def test_f_strings_that_are_joined_are_recorded(function, text):
+    tree = decode(trace(function).record(column("c")))
+    assert interpret(tree, text) == function(text)
+
+
 def with_key(data):
     return {f"{data}": "a"}.get("b", data)
 
@@ -143,7 +201,7 @@ def a_constant(data):
         (with_repr, "`repr`"),
         (with_group, "names a group"),
         (with_dict, "looked up in a dict"),
-        (with_cut_fstring, "cut or changed"),
+        (with_cut_fstring, "cut, changed or asked about"),
         (with_compared_fstring, "a comparison or a key"),
         (with_key, "a comparison or a key"),
         (with_len, "`len`"),

@@ -16,7 +16,7 @@ from murmura import templates
 from murmura.api.dataset.v1 import expressions_pb2 as pb
 from murmura.errors import TraceError
 from murmura.proxies import Proxy, TextProxy, ValueProxy, where
-from murmura.recording import literal
+from murmura.recording import encode, literal
 
 __all__ = ["SUPPORTED", "Proxy", "TextProxy", "Traced", "column", "literal", "trace", "where"]
 
@@ -64,11 +64,12 @@ class Traced:
         """Return the proxy that the function makes of another; raises as `record` does."""
         try:
             with templates.recording():
-                result = self.function(value)
-                if isinstance(result, str) and templates.pieces(result) != [result]:
-                    result = TextProxy(literal(result))
-                if isinstance(result, Proxy):
-                    templates.check_used()
+                result = self._made(value)
+                others = list(templates.disguises(self.function))
+            for disguise in others:
+                with templates.recording(disguise):
+                    if encode(self._made(value)) != encode(result):
+                        raise TraceError(templates.CHANGED)
         except TraceError as refusal:
             raise TraceError(f"{self._place()}: {refusal}.\nSupported: {SUPPORTED}.") from None
         except Exception as failure:
@@ -80,6 +81,14 @@ class Traced:
         if not isinstance(result, TextProxy | ValueProxy):
             kind = getattr(result, "_kind", type(result).__name__)
             raise TraceError(f"{self.__name__} must return a value; it returns a {kind}. Supported: {SUPPORTED}.")
+        return result
+
+    def _made(self, value: Proxy) -> Any:
+        result = self.function(value)
+        if isinstance(result, str) and templates.pieces(result) != [result]:
+            result = TextProxy(literal(result))
+        if isinstance(result, Proxy):
+            templates.check_used()
         return result
 
     def _place(self) -> str:
