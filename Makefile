@@ -113,8 +113,9 @@ fuzz-calls: setup  ## random and hostile messages to every RPC of every service;
 	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) MURMURA_TEST_ENGINE=$(or $(ENGINE),transformers) \
 		$(BIN)/python -m pytest tests/integration/test_any_message.py -q -s
 
-fuzz-expressions: setup  ## random and hostile expression trees against the checker and the engine; SECONDS=300
-	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) $(BIN)/python -m pytest tests/unit/dataset/test_expression_fuzz.py -q -s
+fuzz-expressions: setup  ## hostile expression trees, and random programs as Python and the engine run them; SECONDS=300
+	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) $(BIN)/python -m pytest -q -s \
+		tests/unit/dataset/test_expression_fuzz.py tests/unit/sdk/test_any_program.py
 
 fuzz-files: setup  ## damaged and hostile files of every format, registered; SECONDS=300
 	@MURMURA_FUZZ_SECONDS=$(or $(SECONDS),300) $(BIN)/python -m pytest tests/unit/dataset/test_any_file.py -q -s
