@@ -22,6 +22,7 @@ from services.dataset.columns import Unreadable
 
 ROWS_AT_ONCE = 1_000
 _UNREACHABLE = "the database cannot be read by the dataset service"
+_BROKEN = "it holds a value that cannot be read, such as a time that is infinite or not between the years 1 and 9999"
 
 
 class Databases:
@@ -64,8 +65,10 @@ class Databases:
                 yield from _rows(connection, source.table, declared)
         except Unreadable:
             raise
-        except (sa.exc.SQLAlchemyError, OSError, ValueError, OverflowError):
-            # The words of a driver can quote a row, or the address of the database.
+        # The words of a driver can quote a row, or the address of the database.
+        except (sa.exc.DataError, ValueError, OverflowError):
+            raise Unreadable(_BROKEN) from None
+        except (sa.exc.SQLAlchemyError, OSError):
             raise Unreadable(_UNREACHABLE) from None
         finally:
             engine.dispose()
@@ -113,13 +116,14 @@ def _table(connection: sa.Connection, name: str) -> sa.Table:
 
 def _kind(column: sa.Column[Any]) -> str:
     """Return what a column holds; what has no type of its own here is kept as text."""
-    kind = column.type
+    # A domain is called after what its values mean, and holds what another type holds.
+    kind = getattr(column.type, "data_type", column.type)
     if isinstance(kind, sa.Boolean):
         return ex.BOOLEAN
     # Numbers without places are what some databases have in place of integers.
     if isinstance(kind, sa.Integer) or (isinstance(kind, sa.Numeric) and kind.scale == 0):
         return ex.INTEGER
-    if isinstance(kind, sa.Numeric):
+    if isinstance(kind, sa.Numeric | sa.Float):
         return ex.FLOAT
     return ex.TIMESTAMP if isinstance(kind, sa.DateTime | sa.Date) else ex.STRING
 

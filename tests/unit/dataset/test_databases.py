@@ -178,6 +178,41 @@ def test_numbers_without_places_are_integers_and_stay_apart(tmp_path: Path, post
     engine.dispose()
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("1.5::real", ex.FLOAT),
+        ("1.5::double precision", ex.FLOAT),
+        ("7::positive", ex.INTEGER),
+        ("'10:00'::time", ex.STRING),
+        ("'{1,2}'::int[]", ex.STRING),
+        ("'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid", ex.STRING),
+    ],
+)
+def test_types_of_postgresql(tmp_path: Path, postgres: str, value: str, kind: str) -> None:
+    assert type_of(chosen(postgres, value, tmp_path)) == kind
+
+
+@pytest.mark.parametrize("value", ["'infinity'::date", "'0044-03-15 BC'::date", "'9999-12-31 23:59-05'::timestamptz"])
+def test_a_time_that_python_does_not_know_is_said_to_be_there(tmp_path: Path, postgres: str, value: str) -> None:
+    with pytest.raises(Unreadable, match="a time that is infinite") as caught:
+        chosen(postgres, value, tmp_path)
+    assert caught.value.__suppress_context__
+
+
+def chosen(url: str, value: str, tmp_path: Path) -> pl.Series:
+    """Read one value from a table."""
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE IF EXISTS odd"))
+        connection.execute(sa.text("DROP DOMAIN IF EXISTS positive"))
+        connection.execute(sa.text("CREATE DOMAIN positive AS integer CHECK (VALUE > 0)"))
+        connection.execute(sa.text(f"CREATE TABLE odd AS SELECT 1 AS patient, {value} AS x".replace(":", r"\:")))
+    engine.dispose()
+    (rows,) = [item for item in read(url, "odd", tmp_path) if isinstance(item, pl.DataFrame)]
+    return rows["x"]
+
+
 def test_connections_are_the_operator_s(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="MURMURA_DATABASES"):
         read("sqlite://", "notes", tmp_path, connection="sqlite:////etc/passwd")
