@@ -5,7 +5,7 @@ Everything fits in 80 columns. Where the output is not a terminal, the bar becom
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from murmura.counts import counted, extent, grouped
+from murmura.terminal import Output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from murmura.api.trainer.v1 import trainer_pb2
     from murmura.budget import Budget
 
-console = Console(highlight=False)
+console = Console(highlight=False, file=cast("IO[str]", Output()))
 BAR_WIDTH = 40
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error), 2 wro
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from murmura.cli.shared import AsJson, Role, as_dict, client, print_json, print_
 from murmura.cli.training import plan, train
 from murmura.counts import extent
 from murmura.errors import MurmuraError
+from murmura.terminal import SPELT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -178,7 +180,10 @@ def sample(
     from murmura.sampler import Served
 
     texts = Served(model, client(role)).sample([prompt] * count, temperature=temperature, max_new_tokens=max_new_tokens)
-    typer.echo(json.dumps(texts, ensure_ascii=False) if as_json else "\n".join(prompt + text for text in texts))
+    if as_json:
+        print_json(texts)
+    else:
+        typer.echo("\n".join(prompt + text for text in texts))
 
 
 @app.command()
@@ -239,6 +244,9 @@ def version() -> None:
 
 def main() -> None:
     """Run the command; a refusal is a sentence, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=SPELT)
     try:
         app()
     except MurmuraError as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from murmura.terminal import knows_everything
 
 if TYPE_CHECKING:
     from murmura.client import Client
@@ -32,7 +35,7 @@ def as_dict(message: Any) -> dict[str, Any]:
 
 def print_json(found: Any) -> None:
     """Print what is JSON already, on one line."""
-    typer.echo(json.dumps(found, ensure_ascii=False))
+    typer.echo(json.dumps(found, ensure_ascii=not knows_everything(sys.stdout)))
 
 
 def print_messages(found: Iterable[Any]) -> None:
