@@ -7,7 +7,9 @@ and an id, and the log gets the id, the exception's type and the places in the c
 
 from __future__ import annotations
 
+import errno
 import secrets
+import sqlite3
 import traceback
 
 import grpc
@@ -121,6 +123,14 @@ def unknown(error: BaseException) -> MurmuraError:
     """Log an unforeseen exception without its text, and return what may be said of it."""
     error_id = secrets.token_hex(6)
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    if is_full(error):
+        _log.error("no room on the disk", exception=type(error).__name__, places=places[-6:])
+        return dependency_unavailable(
+            "disk",
+            "There is no room left on the disk where this is written. Tell the operator; when there is, send the same "
+            "request again.",
+            retry_after_s=30,
+        )
     _log.error("unforeseen", error_id=error_id, exception=type(error).__name__, places=places[-6:])
     return MurmuraError(
         grpc.StatusCode.INTERNAL,
@@ -128,6 +138,17 @@ def unknown(error: BaseException) -> MurmuraError:
         f"Something failed that should not have. Give the operator this id: {error_id}.",
         {"error_id": error_id},
     )
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Say whether an error means that a disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def from_upstream(error: grpc.aio.AioRpcError, service: str) -> MurmuraError:

@@ -112,7 +112,8 @@ class Interceptors(grpc.aio.ServerInterceptor):
 
     async def _fail(self, call: Call, error: BaseException) -> NoReturn:
         """End a call with what may be said of an error: refusals as they are, of anything else nothing."""
-        if isinstance(error, Exception):
+        # What panics in Rust is no `Exception`.
+        if not isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
             refusal = error if isinstance(error, MurmuraError) else unknown(error)
             call.outcome, call.reason = refusal.code.name, refusal.reason
             self._decide(call)

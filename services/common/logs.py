@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import json
 import logging
 import sys
@@ -70,11 +71,12 @@ class Lines:
     error = critical = exception = warning
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits; what cannot be written is lost, since no call may fail for its line."""
         waiting, self._waiting = self._waiting, []
         if waiting:
-            self._stream.write("\n".join(waiting) + "\n")
-            self._stream.flush()
+            with contextlib.suppress(OSError):
+                self._stream.write("\n".join(waiting) + "\n")
+                self._stream.flush()
 
 
 def _to_json(event: object, **_: object) -> str:

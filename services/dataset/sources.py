@@ -22,6 +22,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from murmura.api.dataset.v1 import dataset_pb2
+from services.common.errors import is_full
 from services.dataset import columns as typing_of
 from services.dataset import formats, parquet
 from services.dataset.columns import Unreadable
@@ -139,7 +140,9 @@ class Sources:
         try:
             with self.stores.open(scheme).open(path, "rb") as file:
                 yield from reader(formats.inflated(file, compression) if compression else file, declared, spool)
-        except (OSError, ImportError):
+        except (OSError, ImportError) as error:
+            if is_full(error):
+                raise  # no fault of the file: its copy has no room
             other = f", or is no whole {compression} file" if compression else ""
             raise Unreadable(f"the file cannot be opened by the dataset service{other}") from None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import json
 import time
 
@@ -27,10 +28,18 @@ SECRET = "François Dupont suffers"
 DEPLOYMENT, TRAINER, STRANGER = (Ed25519PrivateKey.generate() for _ in range(3))
 
 
+class Panic(BaseException):
+    """As what is written in Rust ends with: no `Exception`."""
+
+
 class Ledger(ledger_service_pb2_grpc.LedgerServiceServicer):
     async def GetAccount(self, request, context):
         if request.name == "accounts/bug":
             raise KeyError(SECRET)
+        if request.name == "accounts/panic":
+            raise Panic(SECRET)
+        if request.name == "accounts/full":
+            raise KeyError(SECRET) from OSError(errno.ENOSPC, SECRET)
         if request.name == "accounts/refusal":
             raise MurmuraError(grpc.StatusCode.FAILED_PRECONDITION, "JOB_STATE", "no", {"job": "j", "state": "s"})
         answer = ledger.GetAccountResponse()
@@ -163,15 +172,25 @@ async def test_no_token_and_wrong_role(channel):
     )
 
 
-async def test_an_unforeseen_error_says_nothing_of_itself(channel, capfd):
+@pytest.mark.parametrize("what", ["bug", "panic"])
+async def test_an_unforeseen_error_says_nothing_of_itself(channel, capfd, what):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await read_account(channel, "accounts/bug")
+        await read_account(channel, f"accounts/{what}")
     info, _ = details(caught.value)
     said = f"{caught.value!r} {caught.value.trailing_metadata()}" + "".join(capfd.readouterr())
     assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert info.metadata["error_id"] in caught.value.details()
     assert "Dupont" not in said
     assert "KeyError" not in caught.value.details()
+
+
+async def test_a_full_disk_is_told_as_such(channel, capfd):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_account(channel, "accounts/full")
+    info, _ = details(caught.value)
+    assert (caught.value.code(), info.reason) == (grpc.StatusCode.UNAVAILABLE, "ERROR_REASON_DEPENDENCY_UNAVAILABLE")
+    assert "room left on the disk" in caught.value.details()
+    assert "Dupont" not in f"{caught.value!r} {caught.value.trailing_metadata()}" + "".join(capfd.readouterr())
 
 
 async def test_an_unforeseen_error_of_a_stream_says_nothing_either(channel, capfd):

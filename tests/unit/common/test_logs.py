@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from services.common import logs
 
@@ -34,6 +35,19 @@ def test_without_a_loop_nothing_waits():
     stream = io.StringIO()
     logs.Lines(stream).info("one")
     assert stream.getvalue() == "one\n"
+
+
+def test_a_line_that_has_no_room_is_lost_and_ends_nothing():
+    program = (
+        "import structlog\n"
+        "from services.common.logs import configure_logging\n"
+        "configure_logging('ledger', 'json')\n"
+        "for count in range(1000): structlog.get_logger().warning('one')\n"
+        "print('done')\n"
+    )
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert ended.stdout == b"done\n"
 
 
 def test_the_last_lines_of_a_process_are_written():
