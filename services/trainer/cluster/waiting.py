@@ -23,10 +23,12 @@ def words(job: dict[str, Any], pods: Iterable[dict[str, Any]], events: dict[str,
         return _cut(f"a turn in the queue {queue}" if queue else "its Job to be resumed")
     found = [_of_pod(pod, events.get(pod["metadata"]["uid"], [])) for pod in pods]
     if not found:
-        told = [event for event in events.get(job["metadata"]["uid"], []) if event["reason"] == "FailedCreate"]
-        if told and "quota" in told[-1]["message"]:
-            return _cut(f"room in the quota: {told[-1]['message'].partition('forbidden: ')[2] or told[-1]['message']}")
-        return _cut(f"its pod: {told[-1]['message']}") if told else "its pod"
+        # An event need have neither a reason nor a message.
+        about = events.get(job["metadata"]["uid"], [])
+        told = [event.get("message", "") for event in about if event.get("reason") == "FailedCreate"]
+        if told and "quota" in told[-1]:
+            return _cut(f"room in the quota: {told[-1].partition('forbidden: ')[2] or told[-1]}")
+        return _cut(f"its pod: {told[-1]}") if told and told[-1] else "its pod"
     return next(filter(None, found), "")
 
 
@@ -50,7 +52,7 @@ def _of_pod(pod: dict[str, Any], events: list[dict[str, Any]]) -> str:
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             wanted = "a GPU node" if _wants_gpu(pod) else "a node"
-            if any(event["reason"] in ("TriggeredScaleUp", "Nominated") for event in events):
+            if any(event.get("reason") in ("TriggeredScaleUp", "Nominated") for event in events):
                 return f"{wanted}, which is being made"
             return _cut(f"{wanted}: {condition.get('message') or 'none fits'}")
     if (state := _waiting(pod)).get("reason") in _IMAGE:

@@ -170,11 +170,12 @@ def test_settings_that_cannot_be_are_named(
 # ---------------------------------------------------------------- why it waits
 
 
-def waits(pod: dict[str, Any] | None, *events: tuple[str, str, str], **job: Any) -> str:
+def waits(pod: dict[str, Any] | None, *events: tuple[str, str | None, str | None], **job: Any) -> str:
     found = {"metadata": {"uid": "j", "labels": job.pop("labels", {})}, "spec": job}
     told: dict[str, list[dict[str, Any]]] = {}
     for uid, reason, message in events:
-        told.setdefault(uid, []).append({"reason": reason, "message": message})
+        said = {"reason": reason, "message": message}
+        told.setdefault(uid, []).append({name: value for name, value in said.items() if value is not None})
     return waiting.words(found, [{"metadata": {"uid": "p"}} | pod] if pod else [], told)
 
 
@@ -202,6 +203,9 @@ def container(reason: str) -> dict[str, Any]:
         (waits(NOWHERE | {"spec": {}}), "a node: 0/3 nodes: no GPU"),
         (waits(None, ("j", "FailedCreate", QUOTA)), "room in the quota: exceeded quota: team, requested: pods=1"),
         (waits(None), "its pod"),
+        # Whoever makes an event may leave out what the scheduler writes.
+        (waits(None, ("j", "FailedCreate", None), ("j", None, "odd")), "its pod"),
+        (waits(NOWHERE, ("p", None, None)), "a GPU node: 0/3 nodes: no GPU"),
         (waits(None, suspend=True, labels={"kueue.x-k8s.io/queue-name": "team"}), "a turn in the queue team"),
         (waits(container("ImagePullBackOff")), "its image, which cannot be pulled: no such image"),
         (waits(container("ContainerCreating")), "its container"),
