@@ -7,19 +7,21 @@ without TLS a service listens on this machine only, and there alone do tokens co
 from __future__ import annotations
 
 import json
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, FilePath, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from services.common.addresses import LOOPBACK, believable
 from services.common.certificates import DOMAIN, Certificates, Unusable
 from services.common.issuer import PEOPLE, Configuration
 from services.common.tokens import ROLES
 
+_FIELD = re.compile(r'field "(\w+)"')
 _NO_PEOPLE = frozenset({"worker"})
 
 
@@ -31,6 +33,12 @@ class Settings(BaseSettings):
         """Read the environment; end the process with a sentence for each variable that is missing or wrong."""
         try:
             return cls()
+        except SettingsError as error:
+            # The only way to learn which variable: its words name the field, and never the value.
+            field = _FIELD.search(str(error))
+            name = cls.model_config["env_prefix"] + field[1].upper() if field else cls.__name__
+            print(f'{name}: must be JSON, such as ["one", "two"] or {{"name": "value"}}', file=sys.stderr)
+            raise SystemExit(2) from None
         except ValidationError as error:
             for item in error.errors():
                 if item["loc"]:

@@ -46,7 +46,9 @@ class StoreSettings(ServiceSettings):
             try:
                 path.read_text()
             except (OSError, ValueError) as error:
-                raise ValueError(f"cannot be read: {error}") from None
+                # Not its own words: they quote the path, and whoever errs writes the password there.
+                why = error.strerror if isinstance(error, OSError) else "not text"
+                raise ValueError(f"the file that it names cannot be read: {why}") from None
         return path
 
     def redis_password(self) -> str | None:
