@@ -120,8 +120,7 @@ def dependency_unavailable(service: str, message: str, *, retry_after_s: float) 
 
 
 def unknown(error: BaseException) -> MurmuraError:
-    """Log an unforeseen exception without its text, and return what may be said of it."""
-    error_id = secrets.token_hex(6)
+    """Log an exception that no handler foresaw, without its text, and return what may be said of it."""
     places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     if is_full(error):
         _log.error("no room on the disk", exception=type(error).__name__, places=places[-6:])
@@ -131,6 +130,7 @@ def unknown(error: BaseException) -> MurmuraError:
             "request again.",
             retry_after_s=30,
         )
+    error_id = secrets.token_hex(6)
     _log.error("unforeseen", error_id=error_id, exception=type(error).__name__, places=places[-6:])
     return MurmuraError(
         grpc.StatusCode.INTERNAL,

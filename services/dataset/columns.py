@@ -66,11 +66,9 @@ class Inference:
         Raises:
             Unreadable: as `check_names`.
         """
+        known = len(self._kinds)
         for name, value in row.items():
-            kinds = self._kinds.get(name)
-            if kinds is None:
-                kinds = self._kinds[name] = []
-                check_names(self._kinds)
+            kinds = self._kinds.setdefault(name, [])
             if name in self._declared:
                 continue
             if not self._texts:
@@ -82,6 +80,8 @@ class Inference:
                 candidates = kinds or [ex.INTEGER, ex.FLOAT, ex.BOOLEAN, ex.STRING]
                 if candidates[0] != ex.STRING:
                     self._kinds[name] = [k for k in candidates if k == ex.STRING or _parse(k, value) is not None]
+        if len(self._kinds) > known:
+            check_names(self._kinds)
 
     def types(self) -> dict[str, str]:
         """Return the type of each column, in the order in which they came."""
@@ -156,7 +156,7 @@ def unsupported(column: str) -> Unreadable:
 
 
 def check_names(names: Collection[str]) -> None:
-    """Check how many columns there are, and what they are called.
+    """Check how many columns there are, and what they are called, before Polars makes columns of them.
 
     Raises:
         Unreadable: if there are too many, or one has a name that cannot be kept; lists none, since the first row of a
@@ -166,15 +166,14 @@ def check_names(names: Collection[str]) -> None:
         raise Unreadable(_SHAPE)
 
 
-def check_shape(types: Mapping[str, str], unit_column: str, declared: Mapping[str, str]) -> None:
-    """Check what the columns of every dataset must be.
+def check_wanted(names: Collection[str], unit_column: str, declared: Collection[str]) -> None:
+    """Check that the columns are there that a steward has named.
 
     Raises:
-        Unreadable: if they are not; as `check_names`.
+        Unreadable: if one is not; lists none, as `check_names`.
     """
-    check_names(types)
     for name in (unit_column, *declared):
-        if name not in types:
+        if name not in names:
             raise Unreadable(f"there is no column {name!r}; is the header there, and is the name spelt so?")
 
 
@@ -202,8 +201,17 @@ def moment(text: str) -> datetime:
 
     Raises:
         ValueError: if it is none.
+        OverflowError: as `in_utc`.
     """
-    found = datetime.fromisoformat(text)
+    return in_utc(datetime.fromisoformat(text))
+
+
+def in_utc(found: datetime) -> datetime:
+    """Return an instant without a zone, in UTC; without one it is in UTC already.
+
+    Raises:
+        OverflowError: if it is none of Python's there.
+    """
     return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
@@ -135,7 +135,7 @@ def _fit(kind: str, value: Any) -> Any:
     if kind == ex.TIMESTAMP and isinstance(value, date):
         moment = value if isinstance(value, datetime) else datetime.combine(value, time())
         try:
-            return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+            return typing_of.in_utc(moment)
         except OverflowError:
             return None
     return typing_of.fit(kind, _plain(value) if isinstance(value, Decimal) else value)

@@ -123,8 +123,7 @@ class Sources:
                     continue
                 rows, lines = item
                 if empty:
-                    types = {series.name: typing_of.type_of(series) for series in rows.get_columns()}
-                    typing_of.check_shape(types, unit_column, declared)
+                    typing_of.check_wanted(rows.columns, unit_column, declared)
                     empty = False
                 typing_of.check_rows(rows, lines, unit_column)
                 yield rows

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -73,6 +75,20 @@ class Pair:
             "ledger": ledger_service_pb2_grpc.LedgerServiceStub,
         }
         setattr(self, service, stubs[service](channel))
+
+    @contextmanager
+    def running(self, **settings: str) -> Iterator[Self]:
+        """Start both, and end them whatever happens.
+
+        Args:
+            settings: more of the dataset service.
+        """
+        try:
+            self.start("ledger")
+            self.start("dataset", **settings)
+            yield self
+        finally:
+            self.stop()
 
     def own_settings(self, service: str) -> dict[str, str]:
         """More settings of a service, of this kind of pair."""

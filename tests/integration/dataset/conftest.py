@@ -32,13 +32,8 @@ class Refused:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Both services, shared by the tests of a module."""
-    made = Pair(tmp_path_factory.mktemp("pair"))
-    try:
-        made.start("ledger")
-        made.start("dataset")
+    with Pair(tmp_path_factory.mktemp("pair")).running() as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture

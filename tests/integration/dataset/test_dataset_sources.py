@@ -44,16 +44,13 @@ def told(transit: TransitServer, tmp_path_factory: pytest.TempPathFactory) -> It
         connection.execute(sa.text("INSERT INTO notes VALUES (:p, :t)"), rows)
     engine.dispose()
     (directory / "data").mkdir()
-    made.start("ledger")
-    made.start(
-        "dataset",
+    with made.running(
         SOURCES=json.dumps([str(directory / "data")]),
         DATABASES=json.dumps({"clinic": f"sqlite:///{directory}/clinic.db"}),
         TRANSIT_URL=transit.url,
         TRANSIT_TOKEN_FILE=str(token),
-    )
-    yield made
-    made.stop()
+    ):
+        yield made
 
 
 def table(pair: Pair, name: str = "notes", connection: str = "clinic") -> Any:

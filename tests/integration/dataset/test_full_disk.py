@@ -39,13 +39,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def pair(small: Path) -> Iterator[Pair]:
     """Both services, with all that they keep and their logs on the small disk."""
-    made = Pair(small)
-    try:
-        made.start("ledger")
-        made.start("dataset")
+    with Pair(small).running() as made:
         yield made
-    finally:
-        made.stop()
 
 
 @contextlib.contextmanager

@@ -45,11 +45,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
                 connection.execute(sa.text("INSERT INTO notes VALUES (:p, :t)"), rows)
                 connection.execute(sa.text("CREATE VIEW most AS SELECT * FROM notes WHERE patient <> 'p0'"))
             engine.dispose()
-        made.start("ledger")
-        made.start("dataset", DATABASES=json.dumps(urls))
-        yield made
+        with made.running(DATABASES=json.dumps(urls)):
+            yield made
     finally:
-        made.stop()
         server.cleanup()
 
 

@@ -213,6 +213,17 @@ def chosen(url: str, value: str, tmp_path: Path) -> pl.Series:
     return rows["x"]
 
 
+def test_a_table_whose_columns_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/clinic.db"
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"CREATE TABLE notes (patient INTEGER, {'n' * 201} INTEGER)"))
+        connection.execute(sa.text("INSERT INTO notes VALUES (1, 4)"))
+    engine.dispose()
+    with pytest.raises(Unreadable, match="names of 1 to 200 characters"):
+        read(url, "notes", tmp_path)
+
+
 def test_connections_are_the_operator_s(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="MURMURA_DATABASES"):
         read("sqlite://", "notes", tmp_path, connection="sqlite:////etc/passwd")

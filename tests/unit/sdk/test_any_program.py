@@ -36,11 +36,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_any_program_is_recorded_as_it_is_or_refused() -> None:
-    programs = Programs(random.Random(int(os.environ.get("MURMURA_FUZZ_SEED", "7"))))
+    chance = random.Random(int(os.environ.get("MURMURA_FUZZ_SEED", "7")))
+    programs = Programs(chance)
     rows = [programs.row() for _ in range(ROWS)]
     table = {name: pl.Series(name, [row[name] for row in rows], DTYPES[kind]) for name, kind in COLUMNS.items()}
     columns = {name: of_type(pb.ValueType.Value(f"VALUE_TYPE_{kind}"), column(name)) for name, kind in COLUMNS.items()}
-    chance, compared, refused = random.Random(8), 0, 0
+    compared = refused = 0
     end = time.monotonic() + float(os.environ.get("MURMURA_FUZZ_SECONDS", "5"))
     while time.monotonic() < end:
         program = programs.of(chance.choice(list(COLUMNS.values())), chance.choice([1, 2, 3, 4]))

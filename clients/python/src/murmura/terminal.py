@@ -33,7 +33,7 @@ class Output:
         """Write a text; returns how many characters it has."""
         # While a progress bar is there, Rich puts a file before standard output that would come back here.
         stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
-        encoding = getattr(stream, "encoding", None) or "utf-8"
+        encoding = _encoding(stream)
         stream.write(text.encode(encoding, SPELT).decode(encoding))
         return len(text)
 
@@ -45,4 +45,9 @@ class Output:
 
 def knows_everything(stream: Any) -> bool:
     """Say whether a stream can write every character."""
-    return str(getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
+    return _encoding(stream).lower().startswith("utf")
+
+
+def _encoding(stream: Any) -> str:
+    # One in memory has none, and takes everything.
+    return getattr(stream, "encoding", None) or "utf-8"

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error), 2 wro
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,7 +81,7 @@ def status(state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
 
     statuses = deployment.status(Layout(state))
     if as_json:
-        typer.echo(json.dumps([vars(item) for item in statuses]))
+        print_json([vars(item) for item in statuses])
     else:
         _show_status(statuses)
     if not all(item.serving for item in statuses):
@@ -108,7 +107,7 @@ def doctor(state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
 
     findings = checks.examine(Layout(state))
     if as_json:
-        typer.echo(json.dumps([vars(item) for item in findings]))
+        print_json([vars(item) for item in findings])
     else:
         for item in findings:
             typer.echo(f"{'✓' if item.ok else '✗'} {item.what}" + ("" if item.ok else f"\n    {item.remedy}"))
