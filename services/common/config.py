@@ -6,20 +6,20 @@ without TLS a service listens on this machine only, and there alone do tokens co
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, FilePath, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from services.common.addresses import LOOPBACK, believable
 from services.common.certificates import DOMAIN, Certificates, Unusable
 from services.common.issuer import PEOPLE, Configuration
-from services.common.tokens import ROLES
+from services.common.tokens import ROLES, trusted
+from services.common.told import Address, AddressOrNone, AuthorityFile, TokenFile, read
 
 _FIELD = re.compile(r'field "(\w+)"')
 _NO_PEOPLE = frozenset({"worker"})
@@ -43,7 +43,7 @@ class Settings(BaseSettings):
             for item in error.errors():
                 if item["loc"]:
                     name = cls.model_config["env_prefix"] + "_".join(str(part) for part in item["loc"]).upper()
-                    print(f"{name}: {item['msg']}", file=sys.stderr)
+                    print(f"{name}: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)
                 else:
                     print(item["msg"].removeprefix("Value error, "), file=sys.stderr)
             raise SystemExit(2) from None
@@ -54,11 +54,13 @@ class ServiceSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="MURMURA_", extra="ignore")
 
-    listen: str = Field("127.0.0.1:0", description="host:port; port 0 takes a free one")
-    services_listen: str = Field("", description="host:port for other services, with TLS: they show certificates")
+    listen: Address = Field("127.0.0.1:0", description="host:port; port 0 takes a free one")
+    services_listen: AddressOrNone = Field(
+        "", description="host:port for other services, with TLS: they show certificates"
+    )
     state_dir: Path = Field(description="directory that is this service's own")
     trusted_keys: Path = Field(description="JWKS file of the keys whose tokens count")
-    service_token_file: Path | None = Field(
+    service_token_file: TokenFile | None = Field(
         None, description="file with the token that this service shows to others; with TLS it shows its certificate"
     )
     tls_certificate: Path | None = Field(None, description="PEM file: this service's certificate and its chain")
@@ -72,7 +74,7 @@ class ServiceSettings(Settings):
     oidc_issuer: str = Field("", description="URL of the identity provider of people")
     oidc_audience: str = Field("murmura", min_length=1, description="what its tokens for Murmura say in aud")
     oidc_jwks_url: str = Field("", description="where its keys are; empty: discovered")
-    oidc_authority: FilePath | None = Field(None, description="PEM file: the authority of its certificate")
+    oidc_authority: AuthorityFile | None = Field(None, description="PEM file: the authority of its certificate")
     oidc_subject_claim: str = Field("sub", min_length=1, description="claim that names a person")
     oidc_roles_claim: str = Field("groups", min_length=1, description="claim that holds groups; dots lead inside")
     oidc_roles: dict[str, str] = Field({}, description="JSON: group to analyst, steward or operator")
@@ -158,12 +160,14 @@ class ServiceSettings(Settings):
         return {"MURMURA_TLS_AUTHORITY": str(self.tls_authority.resolve()), "MURMURA_TLS_DOMAIN": self.tls_domain}
 
     def _check_keys(self) -> None:
-        if self.local or not self.trusted_keys.exists():
-            return
-        for key in json.loads(self.trusted_keys.read_text()).get("keys", []):
-            if beyond := sorted(set(key.get("may_issue", [])) - _NO_PEOPLE):
+        try:
+            keys = trusted(read(self.trusted_keys))
+        except ValueError as problem:
+            raise ValueError(f"MURMURA_TRUSTED_KEYS: {problem}") from None
+        for kid, (_, may_issue) in keys.items() if not self.local else ():
+            if beyond := sorted(may_issue - _NO_PEOPLE):
                 raise ValueError(
-                    f"MURMURA_TRUSTED_KEYS: the key {key.get('kid', '')!r} may issue {', '.join(beyond)}: tokens that "
+                    f"MURMURA_TRUSTED_KEYS: the key {kid!r} may issue {', '.join(beyond)}: tokens that "
                     "a deployment mints itself are for one machine. Set MURMURA_OIDC_ISSUER for people, let services "
                     "show certificates, and leave only the trainer's key, for workers"
                 )

@@ -16,7 +16,6 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any
 
 import jwt
@@ -27,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from services.common.errors import dependency_unavailable
 from services.common.issuer import Configuration, Fetcher
-from services.common.tokens import Principal, TokenRejected, Verified
+from services.common.tokens import Principal, TokenRejected, Verified, key_of
 
 REFRESH_S = 300.0
 RETRY_S = 5.0
@@ -169,8 +168,11 @@ class Issuer:
                 keys = usable_keys(self._fetcher.keys())
                 self._verified = Verified()
                 self._keys, self._fetched_at = keys, time.monotonic()
+                if not keys:
+                    _log.warning("identity provider has no key that may sign: RS256, ES256 or EdDSA")
                 pause = REFRESH_S
-            except (OSError, ValueError, HTTPException) as error:
+            except Exception as error:
+                # Whatever a provider answers, this thread must live: without it nobody can sign in for long.
                 _log.warning("identity provider's keys not fetched", why=type(error).__name__)
                 pause = RETRY_S
             fetched, self._fetched = self._fetched, Future[None]()
@@ -191,10 +193,7 @@ def usable_keys(items: list[Any]) -> dict[str, _Key]:
     for item in items:
         if not isinstance(item, dict) or item.get("use", "sig") != "sig" or item.get("kty") == "oct":
             continue
-        try:
-            key = jwt.PyJWK(item).key
-        except (jwt.PyJWTError, ValueError):
-            continue
+        key = key_of(item)
         if isinstance(key, RSAPublicKey) and key.key_size >= LEAST_RSA_BITS:
             algorithm = "RS256"
         elif isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 
 from services.common.config import ServiceSettings
+from services.common.told import read
 
 # The only options that a URL may carry; others could weaken what a store relies on.
 _URL_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
@@ -43,12 +44,7 @@ class StoreSettings(ServiceSettings):
     @classmethod
     def _readable(cls, path: Path | None) -> Path | None:
         if path is not None:
-            try:
-                path.read_text()
-            except (OSError, ValueError) as error:
-                # Not its own words: they quote the path, and whoever errs writes the password there.
-                why = error.strerror if isinstance(error, OSError) else "not text"
-                raise ValueError(f"the file that it names cannot be read: {why}") from None
+            read(path)
         return path
 
     def redis_password(self) -> str | None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import structlog
@@ -97,8 +101,7 @@ def _audit(name: str, settings: ServiceSettings, lifecycle: Lifecycle) -> Audit:
     try:
         file = AuditFile(path)
     except OSError as error:
-        print(f"MURMURA_AUDIT_LOG: {path}: {error.strerror}. Make it writable, or name another.", file=sys.stderr)
-        raise SystemExit(2) from None
+        unfit(f"MURMURA_AUDIT_LOG: {path}: {error.strerror}. Make it writable, or name another.")
     lifecycle.resources.callback(file.close)
     return Audit(name, file)
 
@@ -107,17 +110,38 @@ def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> dict[str, str
     """Open the ports; returns their addresses, keyed by the file of the state directory that tells them."""
     certificates = settings.certificates
     if certificates is None:
-        return {"listening": _address(settings.listen, server.add_insecure_port(settings.listen))}
-    port = server.add_secure_port(settings.listen, server_credentials(certificates, of_services=False))
-    ports = {"listening": _address(settings.listen, port)}
+        return {"listening": _listening("MURMURA_LISTEN", settings.listen, server.add_insecure_port)}
+    secure = partial(server.add_secure_port, server_credentials=server_credentials(certificates, of_services=False))
+    ports = {"listening": _listening("MURMURA_LISTEN", settings.listen, secure)}
     if settings.services_listen:
-        port = server.add_secure_port(settings.services_listen, server_credentials(certificates, of_services=True))
-        ports["listening_services"] = _address(settings.services_listen, port)
+        secure = partial(server.add_secure_port, server_credentials=server_credentials(certificates, of_services=True))
+        ports["listening_services"] = _listening("MURMURA_SERVICES_LISTEN", settings.services_listen, secure)
     return ports
 
 
-def _address(listen: str, port: int) -> str:
-    return f"{listen.rpartition(':')[0]}:{port}"
+def _listening(variable: str, address: str, add_port: Callable[[str], int]) -> str:
+    """Open a port; returns its address, with the number that it was given where it may be any."""
+    try:
+        port = add_port(address)
+    except RuntimeError:
+        unfit(f"{variable}: cannot listen at {address}: it is taken, or none of this machine's addresses")
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def make_directory(variable: str, path: Path) -> None:
+    """Make a directory that a service keeps things in, or end the process, naming the variable that names it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        unfit(f"{variable}: {path} cannot be a directory of this service: {error.strerror}")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        unfit(f"{variable}: {path} cannot be a directory of this service: it may not write there")
+
+
+def unfit(why: str) -> NoReturn:
+    """End the process before it serves, with a sentence that names the variable at fault."""
+    print(why, file=sys.stderr)
+    raise SystemExit(2)
 
 
 Register = Callable[[grpc.aio.Server, Lifecycle], Awaitable[list[str]]]
@@ -135,8 +159,11 @@ async def serve(name: str, settings: ServiceSettings, register: Register) -> int
         The exit code of the process.
     """
     configure_logging(name, settings.log_format)
-    serve_metrics(settings.metrics_port, settings.metrics_host)
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        serve_metrics(settings.metrics_port, settings.metrics_host)
+    except OSError as error:
+        unfit(f"MURMURA_METRICS_HOST, MURMURA_METRICS_PORT: cannot listen there: {error.strerror}")
+    make_directory("MURMURA_STATE_DIR", settings.state_dir)
     lifecycle = Lifecycle()
     server = grpc.aio.server(
         interceptors=interceptors(_auth(settings, lifecycle), _audit(name, settings, lifecycle)),

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 AUDIENCE = "murmura"
 TOKENS_KEPT = 1024
 REREAD_S = 1.0
+_log = structlog.get_logger()
 ROLES = frozenset({"analyst", "steward", "operator", "service", "worker"})
 
 
@@ -123,27 +126,72 @@ class TrustedKeys:
         if now < self._fresh_until:
             return
         self._fresh_until = now + REREAD_S
-        facts = self._path.stat()
-        version = (facts.st_mtime_ns, facts.st_ino)
-        if version == self._read_at:
+        try:
+            facts = self._path.stat()
+            version = (facts.st_mtime_ns, facts.st_ino)
+            if version == self._read_at:
+                return
+            keys = trusted(self._path.read_text())
+        except (OSError, ValueError) as problem:
+            if self._read_at is None:
+                raise
+            # Whoever replaces the file may do it in steps; what counted a moment ago counts until there is another.
+            _log.warning("trusted keys not replaced", why=type(problem).__name__)
             return
-        keys = {}
-        for item in json.loads(self._path.read_text())["keys"]:
-            key = jwt.PyJWK(item).key
-            if isinstance(key, Ed25519PublicKey):
-                keys[item["kid"]] = (key, frozenset(item.get("may_issue", [])) & self._roles)
-        self._keys, self._verified, self._read_at = keys, Verified(), version
+        self._keys = {kid: (key, may_issue & self._roles) for kid, (key, may_issue) in keys.items()}
+        self._verified, self._read_at = Verified(), version
+
+
+def trusted(text: str) -> dict[str, tuple[Ed25519PublicKey, frozenset[str]]]:
+    """Read a JWKS of trusted keys; returns each key and the roles that it may issue, by its id.
+
+    Raises:
+        ValueError: says which key is none, or that it is no such file at all.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("the file that it names is not JSON") from None
+    items = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(items, list):
+        raise ValueError('the file that it names is no JWKS: {"keys": [...]}')
+    keys = {}
+    for number, item in enumerate(items):
+        kid = item.get("kid") if isinstance(item, dict) else None
+        if not isinstance(kid, str):
+            raise ValueError(f"keys[{number}] of the file that it names has no kid")
+        key, may_issue = key_of(item), item.get("may_issue", [])
+        if not isinstance(key, Ed25519PublicKey):
+            raise ValueError(f"the key {kid!r} is no public Ed25519 key")
+        if not isinstance(may_issue, list) or not all(isinstance(role, str) for role in may_issue):
+            raise ValueError(f"the key {kid!r} says in may_issue what is no list of roles")
+        keys[kid] = (key, frozenset(may_issue))
+    return keys
+
+
+def key_of(item: dict[str, Any]) -> Any:
+    """Return the key of a JWK, of whatever kind; None where it holds none."""
+    try:
+        return jwt.PyJWK(item).key
+    except Exception:
+        # The library says that it is none in a dozen ways, a TypeError among them.
+        return None
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:
     """Read an Ed25519 key from a PEM file.
 
     Raises:
-        ValueError: if it is another kind of key.
+        ValueError: if it cannot be read, or is another kind of key, or locked with a password.
     """
-    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise ValueError(f"the file that it names cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError(f"{path.name} does not hold an Ed25519 key")
+        raise ValueError("the file that it names does not hold an Ed25519 key in PEM form, without a password")
     return key
 
 

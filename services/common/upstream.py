@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from services.common.errors import from_upstream
+from services.common.errors import dependency_unavailable, from_upstream
 from services.common.tls import FreshChannel
+from services.common.told import token_in
 
 if TYPE_CHECKING:  # a worker takes a constant from here, and no settings
     from services.common.config import ServiceSettings
 
 MESSAGE_LIMIT = 4 << 20
+_TOKEN_BACK_S = 10.0
 _RETRIES = {
     "methodConfig": [
         {
@@ -82,4 +84,12 @@ class Upstream:
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         if self._token_file is None:
             return ()
-        return (("authorization", f"Bearer {self._token_file.read_text().strip()}"),)
+        try:
+            return (("authorization", f"Bearer {token_in(self._token_file)}"),)
+        except ValueError:
+            raise dependency_unavailable(
+                self._service,
+                f"This service cannot read the token that it shows to the {self._service}. Tell the operator; when it "
+                "can, send the same request again.",
+                retry_after_s=_TOKEN_BACK_S,
+            ) from None

@@ -15,6 +15,7 @@ from services.common.ledger import Ledger, Witness
 from services.common.loop import run
 from services.common.memory import keep_freed
 from services.common.server import Lifecycle, serve
+from services.common.told import Endpoint, EndpointOrNone
 from services.common.upstream import Upstream
 from services.dataset.catalogue import Catalogue
 from services.dataset.columns import Unreadable
@@ -31,13 +32,13 @@ from services.dataset.vault import Vault
 class DatasetSettings(TransitSettings, ServiceSettings):
     """What the dataset service is told."""
 
-    ledger_endpoint: str = Field(description="host:port of the ledger")
+    ledger_endpoint: Endpoint = Field(description="host:port of the ledger")
     sources: list[str] | None = Field(
         None, description="JSON: prefixes of paths and URLs that stewards may register; by default all of this machine"
     )
     s3_endpoint: str = Field("", description="URL of an S3 service other than Amazon's")
     s3_region: str = Field("", description="its region")
-    gcs_endpoint: str = Field("", description="host:port of a Google Cloud Storage emulator")
+    gcs_endpoint: EndpointOrNone = Field("", description="host:port of a Google Cloud Storage emulator")
     databases: dict[str, str] = Field({}, description="JSON: name to SQLAlchemy URL, credentials included")
 
     @field_validator("sources")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
-from pydantic import Field, FilePath, model_validator
+from pydantic import Field, model_validator
 
 from services.common.config import Settings
+from services.common.told import AuthorityFile, TokenFile
 from services.dataset.keys import TransitKeys
 
 
@@ -18,8 +18,8 @@ class TransitSettings(Settings):
     transit_url: str = Field("", description="URL of Vault or OpenBao, whose transit key wraps the data keys")
     transit_key: str = Field("murmura", min_length=1, description="name of that key")
     transit_mount: str = Field("transit", min_length=1, description="where the transit engine is mounted")
-    transit_token_file: Path | None = Field(None, description="file with a token that may use the key")
-    transit_authority: FilePath | None = Field(None, description="PEM file: the authority of its certificate")
+    transit_token_file: TokenFile | None = Field(None, description="file with a token that may use the key")
+    transit_authority: AuthorityFile | None = Field(None, description="PEM file: the authority of its certificate")
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:

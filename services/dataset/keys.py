@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.common.addresses import believable
 from services.common.files import write
+from services.common.told import token_in
 from services.dataset.sealing import KEY_BITS, Sealed, new_key
 
 _KEY_BYTES = KEY_BITS // 8
@@ -155,7 +156,7 @@ class TransitKeys:
 
     def _call(self, method: str, name: str, **values: str) -> Any:
         try:
-            token = self._token_file.read_text().strip()
+            token = token_in(self._token_file)
             client = hvac.Client(url=self._url, token=token, verify=self._verify, timeout=_TRANSIT_S)
             associated = base64.b64encode(name.encode()).decode()
             try:
@@ -166,5 +167,5 @@ class TransitKeys:
                 client.adapter.close()
         except hvac.exceptions.InvalidRequest:
             raise Sealed(name) from None
-        except (hvac.exceptions.VaultError, requests.RequestException, OSError):
+        except (hvac.exceptions.VaultError, requests.RequestException, OSError, ValueError):
             raise HolderAway(self.holder) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import grpc
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from murmura.api.trainer.v1 import trainer_service_pb2_grpc
 from services.common.ledger import Ledger, Witness
@@ -19,8 +19,9 @@ from services.common.loop import run
 from services.common.redis_checks import RedisUnusable
 from services.common.redis_settings import PREFIX_PATTERN, StoreSettings
 from services.common.requests import frame_digest
-from services.common.server import Lifecycle, serve
+from services.common.server import Lifecycle, make_directory, serve
 from services.common.tokens import load_signing_key, mint
+from services.common.told import Endpoint, EndpointOrNone
 from services.common.upstream import Upstream
 from services.trainer.artifacts import ArtifactStore
 from services.trainer.base_models import BaseModels
@@ -41,16 +42,16 @@ JOB_TOKEN_LIFETIME_S = 600
 class TrainerSettings(StoreSettings):
     """What the trainer is told."""
 
-    ledger_endpoint: str = Field(description="host:port of the ledger")
-    dataset_endpoint: str = Field(description="host:port of the dataset service")
-    worker_dataset_endpoint: str = Field(
+    ledger_endpoint: Endpoint = Field(description="host:port of the ledger")
+    dataset_endpoint: Endpoint = Field(description="host:port of the dataset service")
+    worker_dataset_endpoint: EndpointOrNone = Field(
         "", description="host:port at which workers find it; with TLS its port for people and workers"
     )
     base_models: dict[str, str] = Field(description="JSON: public name to path or hub id")
     max_lora_rank: int = Field(64, ge=1, le=512, description="MURMURA_ENGINE_MAX_RANK of the inference service")
     artifacts: Path = Field(description="directory of the artifact store")
     signing_key_file: Path = Field(description="Ed25519 PEM; signs job tokens and manifests")
-    trainer_endpoint: str = Field(description="host:port at which workers find this service")
+    trainer_endpoint: Endpoint = Field(description="host:port at which workers find this service")
     waiting_limit_s: float = Field(Limits.waiting, gt=0, description="for a worker to begin")
     checkpoint_seconds: float = Field(60.0, ge=0, description="between two checkpoints of a worker")
     worker_processes: int = Field(1, ge=1, le=64, description="processes of a worker, one for each GPU it may use")
@@ -63,6 +64,12 @@ class TrainerSettings(StoreSettings):
     redis_key_prefix: str = Field("murmura:trainer", pattern=PREFIX_PATTERN, description="of the jobs' keys")
     redis_timeout_s: float = Field(2.0, gt=0, description="for connecting, and for an answer; all wait for it")
     prices: Path | None = Field(None, description="TOML file: what machines cost; see prices.py")
+
+    @field_validator("signing_key_file")
+    @classmethod
+    def _signs(cls, path: Path) -> Path:
+        load_signing_key(path)
+        return path
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -142,7 +149,8 @@ async def main() -> int:
             **evaluation,
         )
 
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_directory("MURMURA_STATE_DIR", settings.state_dir)
+    make_directory("MURMURA_ARTIFACTS", settings.artifacts)
     only = (settings.state_dir / "lock").open("w")
     try:
         # Two trainers on the same jobs would start every worker twice.

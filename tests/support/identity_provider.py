@@ -35,12 +35,14 @@ class Provider:
         keys: its JWKS; a test may change it.
         asked: how often the keys were fetched.
         claimed: the issuer that its discovery document names, if not itself.
+        odd: what it answers instead, by path.
     """
 
     def __init__(self) -> None:
         self.keys = [public(RSA, "rsa"), public(EC, "ec"), public(ED, "ed")]
         self.asked = 0
         self.claimed = ""
+        self.odd: dict[str, bytes] = {}
         self._port = 0
         self.start()
 
@@ -55,6 +57,9 @@ class Provider:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if (data := provider.odd.get(self.path)) is not None:
+                    self._answer(data)
+                    return
                 if self.path == "/.well-known/openid-configuration":
                     body: Any = {"issuer": provider.claimed or provider.url, "jwks_uri": f"{provider.url}/keys"}
                 elif self.path == "/keys":
@@ -63,7 +68,9 @@ class Provider:
                 else:
                     self.send_error(404)
                     return
-                data = json.dumps(body).encode()
+                self._answer(json.dumps(body).encode())
+
+            def _answer(self, data: bytes) -> None:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

@@ -93,6 +93,8 @@ class Cluster:
                 load.load_kube_config(str(kubeconfig), context=context or None, client_configuration=settings)
         except load.ConfigException as problem:
             raise ClusterError(0, f"{problem} Set MURMURA_CLUSTER_KUBECONFIG, or run in a pod.") from None
+        except Exception as problem:  # so the library says of a file that is none: a TypeError, a YAML error, …
+            raise ClusterError(0, f"{kubeconfig} cannot be used: {type(problem).__name__}.") from None
         settings.connection_pool_maxsize = _CONNECTIONS
         # Ours are counted in `_retrying`, with the server's own wish for a pause.
         settings.retries = urllib3.Retry(0)

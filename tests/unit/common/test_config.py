@@ -6,6 +6,7 @@ import pytest
 
 from services.common.config import ServiceSettings
 from tests.support.certificates import Authority
+from tests.support.identity_provider import ED, public
 
 PEOPLE = [{"kid": "deployment", "may_issue": ["analyst", "service"]}, {"kid": "trainer", "may_issue": ["worker"]}]
 
@@ -15,7 +16,9 @@ def start(tmp_path, monkeypatch, capsys):
     """Return what loads settings from given variables, and the sentence that it ends with if it does not."""
 
     def load(keys=PEOPLE, **variables):
-        (tmp_path / "trusted.json").write_text(json.dumps({"keys": keys}))
+        kept = [public(ED, **key) for key in keys]
+        (tmp_path / "trusted.json").write_text(json.dumps({"keys": kept}))
+        (tmp_path / "token").write_text("a.b.c\n")
         given = {
             "STATE_DIR": str(tmp_path),
             "TRUSTED_KEYS": str(tmp_path / "trusted.json"),
@@ -100,5 +103,5 @@ def test_groups_make_people_only(start):
 
 @pytest.mark.parametrize("url", ["http://id.example", "ftp://id.example", "id.example", "file:///etc/passwd"])
 def test_keys_come_from_nowhere_that_others_could_pose_as(start, url):
-    assert "MURMURA_OIDC_ISSUER: Value error, must be an https:// URL" in start(OIDC_ISSUER=url)
-    assert "MURMURA_OIDC_JWKS_URL: Value error, must be an https:// URL" in start(OIDC_JWKS_URL=url)
+    assert "MURMURA_OIDC_ISSUER: must be an https:// URL" in start(OIDC_ISSUER=url)
+    assert "MURMURA_OIDC_JWKS_URL: must be an https:// URL" in start(OIDC_JWKS_URL=url)

@@ -16,7 +16,13 @@ from tests.support.certificates import Authority
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    (tmp_path / "keys").mkdir()
+    for name, content in {
+        "keys/trusted.json": '{"keys": []}',
+        "tokens/dataset": "a.b.c",
+        "tokens/vault": "s.t",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
     for name, value in {
         "LEDGER_ENDPOINT": "127.0.0.1:1",
         "STATE_DIR": str(tmp_path / "state"),

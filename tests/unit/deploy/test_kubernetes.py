@@ -157,6 +157,8 @@ def test_a_service_is_told_what_it_needs_and_nothing_it_does_not_know(
         "MURMURA_TLS_AUTHORITY": str(certificate.authority),
         "MURMURA_TRUSTED_KEYS": str(tmp_path / "keys" / "trusted.json"),
     }
+    if "MURMURA_SIGNING_KEY_FILE" in told:
+        told["MURMURA_SIGNING_KEY_FILE"] = str(tmp_path / "keys" / "trainer.pem")
     if "MURMURA_REDIS_PASSWORD_FILE" in told:
         (tmp_path / "password").write_text("a")
         told["MURMURA_REDIS_PASSWORD_FILE"] = str(tmp_path / "password")

@@ -12,6 +12,8 @@ INFO = {"redis_version": "7.0.15", "role": "master", "cluster_enabled": "0", "ao
 @pytest.fixture
 def load(monkeypatch, tmp_path, capsys):
     def loads(**settings):
+        (tmp_path / "keys").write_text('{"keys": []}')
+        (tmp_path / "token").write_text("a.b.c")
         given = {"STATE_DIR": tmp_path, "TRUSTED_KEYS": tmp_path / "keys", "SERVICE_TOKEN_FILE": tmp_path / "token"}
         for name, value in {**given, **settings}.items():
             monkeypatch.setenv(f"MURMURA_{name}", str(value))
