@@ -150,7 +150,7 @@ def _utf8(raw: bytes, number: int) -> str:
 
 def _json(text: str, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(text, parse_constant=_number, parse_float=_number)
+        row = _JSON.decode(text)
     except json.JSONDecodeError as error:
         raise Unreadable(f"line {number}, character {error.colno}: not JSON", number) from None
     except (ValueError, RecursionError):
@@ -166,6 +166,9 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError
     return value
+
+
+_JSON = json.JSONDecoder(parse_constant=_number, parse_float=_number)
 
 
 def _flat(value: Any) -> Any:
