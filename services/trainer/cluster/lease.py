@@ -2,7 +2,8 @@
 
 Two trainers on the same jobs would each start workers and believe the other's to be leftovers. Clocks of machines
 differ, so a lease counts as expired when it has not changed for its whole duration by the watcher's own clock. A holder
-that could not renew it gives up before that.
+that could not renew it gives up before that, also while it still waits for an answer: a server that has frozen keeps a
+call for longer than a lease lasts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import structlog
 from services.trainer.cluster.client import Cluster, ClusterError
 
 DURATION_S = 15.0
+# Of its duration, after which a lease that was not renewed can no longer be relied on.
+_RELIED_ON = 0.6
 _log = structlog.get_logger()
 
 
@@ -34,8 +37,11 @@ class Lease:
     def __init__(self, cluster: Cluster, name: str, holder: str, duration_s: float = DURATION_S) -> None:
         self._cluster, self._name, self._holder, self._duration_s = cluster, name, holder, duration_s
         self._seen: tuple[str, float] = ("", 0.0)
+        # When the last renewal that succeeded was asked for: the others' clocks began to run at that moment or later.
+        self._renewed = 0.0
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._lost = False
+        self._threads: list[threading.Thread] = []
 
     def acquire(self, lost: Callable[[], None]) -> None:
         """Wait until it is held, or `release` is called; from there on it is renewed.
@@ -46,7 +52,7 @@ class Lease:
         told = False
         while not self._closing.is_set():
             try:
-                if self._take():
+                if self._renew():
                     break
             except ClusterError as error:
                 _log.warning("cluster does not answer", kind="Lease", code=error.code, why=error.words)
@@ -57,14 +63,20 @@ class Lease:
             self._closing.wait(self._duration_s / 5)
         if self._closing.is_set():
             return
-        self._thread = threading.Thread(target=self._renew, args=(lost,), name="lease", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._keep, name="lease", daemon=True),
+            threading.Thread(target=self._guard, args=(lost,), name="lease guard", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def release(self) -> None:
-        """Let the next one have it at once."""
+        """Let the next one have it at once, unless it was lost."""
         self._closing.set()
-        if self._thread is not None:
-            self._thread.join(self._duration_s)
+        for thread in self._threads:
+            thread.join(self._duration_s)
+        if self._lost:
+            return
         try:
             found = self._cluster.get("Lease", self._name)
             if found is not None and found["spec"].get("holderIdentity") == self._holder:
@@ -73,20 +85,31 @@ class Lease:
         except ClusterError:
             return  # it expires by itself
 
-    def _renew(self, lost: Callable[[], None]) -> None:
-        renewed = time.monotonic()
+    def _keep(self) -> None:
+        """Renew it again and again."""
         while not self._closing.wait(self._duration_s / 5):
-            asked = time.monotonic()
             try:
-                if not self._take():
-                    lost()
+                if not self._renew():
+                    self._renewed = float("-inf")
                     return
-                renewed = asked
             except ClusterError as error:
                 _log.warning("cluster does not answer", kind="Lease", code=error.code, why=error.words)
-                if time.monotonic() - renewed > 0.6 * self._duration_s:
-                    lost()
-                    return
+
+    def _guard(self, lost: Callable[[], None]) -> None:
+        """Say once that it is lost: in time, whatever call the other thread waits for."""
+        while not self._closing.wait(self._duration_s / 50):
+            if time.monotonic() - self._renewed > _RELIED_ON * self._duration_s:
+                self._lost = True
+                self._closing.set()
+                lost()
+
+    def _renew(self) -> bool:
+        """Take or renew it, and note when; says whether it is held."""
+        asked = time.monotonic()
+        held = self._take()
+        if held:
+            self._renewed = asked
+        return held
 
     def _take(self) -> bool:
         """Take or renew it; says whether it is held."""

@@ -111,7 +111,7 @@ def meeting(order: WorkOrder, settings: ClusterSettings, uid: str) -> list[dict[
         "name": called,
         "namespace": settings.namespace,
         "labels": marks,
-        "ownerReferences": [owner | {"blockOwnerDeletion": True}],
+        "ownerReferences": [owner],
     }
     each_other = [{"podSelector": {"matchLabels": marks}}]
     service = {

@@ -6,9 +6,12 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 from services.trainer.cluster.client import Cluster
 from services.trainer.cluster.lease import Lease
 from tests.support.kube_api.server import KubeApi
+from tests.support.launchers import until
 
 
 def test_one_of_two_is_active_and_the_other_follows(kubernetes: Cluster) -> None:
@@ -45,11 +48,54 @@ def test_of_two_who_find_it_free_at_once_one_gets_it(kubernetes: Cluster, monkey
     assert [lease._take() for lease in leases] == [True, False]
 
 
-def test_one_that_cannot_renew_gives_up_before_another_may_take_it(api: KubeApi, kubernetes: Cluster) -> None:
-    lost = threading.Event()
-    lease = Lease(kubernetes, "trainer", "one", 1.5)
-    lease.acquire(lost.set)
-    api.down()
-    assert lost.wait(15)
-    api.up()
+@pytest.mark.parametrize("fault", ["down", "frozen"])
+def test_one_that_cannot_renew_gives_up_before_another_may_take_it(
+    api: KubeApi, kubernetes: Cluster, fault: str
+) -> None:
+    told: list[float] = []
+    lease = Lease(kubernetes, "trainer", "one", 2.0)
+    lease.acquire(lambda: told.append(time.monotonic()))
+    if fault == "down":
+        api.down()
+    else:
+        api.faults.frozen = True
+    start = time.monotonic()
+    until(lambda: told)
+    assert told[0] - start < 2.0
+    # It is another one's to take, so nothing is waited for to give it back.
+    start = time.monotonic()
     lease.release()
+    assert time.monotonic() - start < 3.0
+    assert len(told) == 1
+    api.faults.frozen = False
+
+
+def test_the_time_that_taking_it_took_counts(api: KubeApi, kubernetes: Cluster) -> None:
+    """Another one's clock may have begun to run when this one asked."""
+    told: list[float] = []
+    lease = Lease(kubernetes, "trainer", "one", 2.0)
+    api.faults.frozen = True
+    thread = threading.Thread(target=lease.acquire, args=(lambda: told.append(time.monotonic()),))
+    thread.start()
+    time.sleep(1.5)
+    asked = time.monotonic()
+    api.faults.frozen = False
+    thread.join()
+    assert lease._renewed < asked
+    until(lambda: lease._renewed > asked or told)
+    lease.release()
+
+
+def test_one_that_another_has_taken_gives_up(kubernetes: Cluster) -> None:
+    told: list[str] = []
+    lease = Lease(kubernetes, "trainer", "one", 2.0)
+    lease.acquire(lambda: told.append("one"))
+    found = kubernetes.get("Lease", "trainer")
+    assert found is not None
+    found["spec"]["holderIdentity"] = "two"
+    kubernetes.replace(found)
+    until(lambda: told)
+    lease.release()
+    left = kubernetes.get("Lease", "trainer")
+    assert left is not None
+    assert (told, left["spec"]["holderIdentity"]) == (["one"], "two")
