@@ -111,7 +111,7 @@ def _json_rows(lines: Iterator[bytes]) -> _Rows:
     for number, raw in enumerate(lines, 1):
         text = _utf8(raw, number)
         if text.strip():
-            yield number, {name: _flat(value) for name, value in _json(text, number).items()}
+            yield number, _json(text, number)
 
 
 def _csv_rows(lines: Iterator[bytes]) -> _Rows:
@@ -151,14 +151,14 @@ def _utf8(raw: bytes, number: int) -> str:
 def _json(text: str, number: int) -> dict[str, Any]:
     try:
         row = _JSON.decode(text)
+        if isinstance(row, dict):
+            return {name: _flat(value) for name, value in row.items()}
     except json.JSONDecodeError as error:
         raise Unreadable(f"line {number}, character {error.colno}: not JSON", number) from None
     except (ValueError, RecursionError):
         # A number without a value (NaN, 1e999), one with thousands of digits, or brackets without end.
         raise Unreadable(f"line {number}: not JSON that this service reads", number) from None
-    if not isinstance(row, dict):
-        raise Unreadable(f"line {number}: not a JSON object", number)
-    return row
+    raise Unreadable(f"line {number}: not a JSON object", number)
 
 
 def _number(text: str) -> float:

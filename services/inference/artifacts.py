@@ -178,6 +178,6 @@ def parse_manifest(raw: bytes, signature: bytes) -> Manifest:
             raise TypeError
         datetime.fromisoformat(texts["create_time"])
         statement = json_format.ParseDict(members["statement"], privacy_pb2.PrivacyStatement())
-    except (ValueError, TypeError, KeyError, AttributeError, json_format.ParseError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, json_format.ParseError):
         raise Rejected("manifest", "its manifest cannot be understood") from None
     return Manifest(raw, signature, digests=digests, statement=statement, **texts)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def _verify_config(path: Path, shapes: dict[str, tuple[int, int]], limits: Limit
         raise Rejected("size", f"{CONFIG} is larger than {_MOST_CONFIG_BYTES} bytes")
     try:
         config: Any = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise Rejected("format", f"{CONFIG} is not a JSON object")
@@ -184,7 +185,7 @@ def _verify_config(path: Path, shapes: dict[str, tuple[int, int]], limits: Limit
     targets: Any = config.get("target_modules")
     if type(rank) is not int or not 1 <= rank <= limits.max_rank:
         raise Rejected("rank", f"its rank must be from 1 to {limits.max_rank}")
-    if type(alpha) not in (int, float) or not (math.isfinite(alpha) and alpha > 0):
+    if type(alpha) not in (int, float) or not 0 < alpha <= sys.float_info.max:
         raise Rejected("config", f"{CONFIG}: lora_alpha must be a positive number")
     if not isinstance(targets, list) or not targets or not all(isinstance(t, str) and t for t in targets):
         raise Rejected("config", f"{CONFIG}: target_modules must be a list of names")

@@ -56,3 +56,16 @@ def test_other_files_fail_as_plainly(tmp_path: Path, name: str) -> None:
     with pytest.raises(Unreadable) as caught:
         read(tmp_path / name)
     assert "Dupont" not in f"{caught.value!r}"
+
+
+def test_json_is_read_or_refused_however_deep_it_is(tmp_path: Path) -> None:
+    """What can just be read may be too deep to be written again."""
+    path, refused = tmp_path / "r.jsonl", []
+    for depth in range(900, 1010):
+        path.write_text(f'{{"text": "a", "deep": {"[" * depth}{"]" * depth}}}\n')
+        try:
+            assert read(path)["deep"].to_list() == ["[" * depth + "]" * depth]
+        except Unreadable as problem:
+            assert str(problem) == "line 1: not JSON that this service reads"
+            refused.append(depth)
+    assert refused == list(range(refused[0], 1010))

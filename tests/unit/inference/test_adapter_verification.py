@@ -115,6 +115,9 @@ def test_unsound_weights_are_rejected(
         ("config", "target_modules", [1]),
         ("config", "peft_type", None),
         ("config", "lora_alpha", 0),
+        ("config", "lora_alpha", float("-inf")),
+        pytest.param("norm", "lora_alpha", 10**300, id="great"),
+        pytest.param("config", "lora_alpha", 10**400, id="no double"),
         ("config", "lora_alpha", float("inf")),
         ("names", "target_modules", ["q_proj"]),
         ("names", "target_modules", ["q_proj", "lm_head"]),
@@ -142,7 +145,15 @@ def test_a_file_that_is_no_safetensors_is_rejected(adapter: Path, shapes: dict[s
 
 
 @pytest.mark.parametrize(
-    ("check", "content"), [("format", b"[]"), ("format", b"null"), ("format", b"{"), ("size", b" " * (1 << 16) + b"{}")]
+    ("check", "content"),
+    [
+        ("format", b"[]"),
+        ("format", b"null"),
+        ("format", b"{"),
+        ("format", b"[" * 60_000),
+        ("size", b" " * (1 << 16) + b"{}"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_config_that_is_no_small_object_is_rejected(
     check: str, content: bytes, adapter: Path, shapes: dict[str, tuple[int, int]]

@@ -357,8 +357,9 @@ async def test_a_new_manifest_does_not_change_whose_adapter_it_is(site: Site) ->
     assert (await refusal(site.adapters.load(NAME, BOB))).reason == "RESOURCE_NOT_FOUND"
 
 
-async def test_only_a_steward_learns_of_a_manifest_that_cannot_be_read(site: Site) -> None:
-    (site.publish() / "manifest.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[" * 100_000], ids=["cut off", "deep"])
+async def test_only_a_steward_learns_of_a_manifest_that_cannot_be_read(site: Site, content: str) -> None:
+    (site.publish() / "manifest.json").write_text(content)
     assert (await refusal(use(site))).reason == "RESOURCE_NOT_FOUND"
     assert (await refusal(use(site, STEWARD))).metadata["check"] == "manifest"
 
