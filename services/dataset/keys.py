@@ -24,6 +24,10 @@ from services.common.told import token_in
 from services.dataset.sealing import KEY_BITS, Sealed, new_key
 
 _KEY_BYTES = KEY_BITS // 8
+# How what a transit engine has wrapped begins.
+_WRAPPED = "vault:"
+# What comes of an answer that is no transit engine's, such as the page of a proxy that wants someone to sign in.
+_NO_ANSWER = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 _NONCE_BYTES = 12
 _TRANSIT_S = 10.0
 
@@ -139,8 +143,11 @@ class TransitKeys:
         Raises:
             HolderAway: if the server cannot be asked.
         """
-        answer = self._call("encrypt_data", name, plaintext=base64.b64encode(key).decode())
-        return str(answer["data"]["ciphertext"]).encode()
+        wrapped = self._call("encrypt_data", name, "ciphertext", plaintext=base64.b64encode(key).decode())
+        if not wrapped.startswith(_WRAPPED):
+            # Kept, it would be a key that nobody can open again.
+            raise HolderAway(self.holder)
+        return wrapped.encode()
 
     def unwrap(self, wrapped: bytes, name: str) -> bytes:
         """Return a key that was wrapped.
@@ -149,23 +156,35 @@ class TransitKeys:
             Sealed: if it was wrapped by another key, or for another name.
             HolderAway: if the server cannot be asked.
         """
-        if not wrapped.startswith(b"vault:"):
+        if not wrapped.startswith(_WRAPPED.encode()):
             raise Sealed(name)
-        answer = self._call("decrypt_data", name, ciphertext=wrapped.decode("ascii", "replace"))
-        return base64.b64decode(answer["data"]["plaintext"])
+        answer = self._call("decrypt_data", name, "plaintext", ciphertext=wrapped.decode("ascii", "replace"))
+        try:
+            key = base64.b64decode(answer, validate=True)
+        except ValueError:
+            key = b""
+        if len(key) != _KEY_BYTES:
+            raise HolderAway(self.holder)
+        return key
 
-    def _call(self, method: str, name: str, **values: str) -> Any:
+    def _call(self, method: str, name: str, member: str, **values: str) -> str:
+        """Make a call; returns a member of its answer's data."""
         try:
             token = token_in(self._token_file)
             client = hvac.Client(url=self._url, token=token, verify=self._verify, timeout=_TRANSIT_S)
             associated = base64.b64encode(name.encode()).decode()
             try:
-                return getattr(client.secrets.transit, method)(
+                answer = getattr(client.secrets.transit, method)(
                     self._key, mount_point=self._mount, associated_data=associated, **values
                 )
             finally:
                 client.adapter.close()
-        except hvac.exceptions.InvalidRequest:
-            raise Sealed(name) from None
-        except (hvac.exceptions.VaultError, requests.RequestException, OSError, ValueError):
+            found = answer["data"][member]
+        except hvac.exceptions.InvalidRequest as refusal:
+            # The engine says in a list what it refuses; a proxy on the way to it does not.
+            raise Sealed(name) if refusal.errors else HolderAway(self.holder) from None
+        except (hvac.exceptions.VaultError, requests.RequestException, OSError, *_NO_ANSWER):
             raise HolderAway(self.holder) from None
+        if not isinstance(found, str):
+            raise HolderAway(self.holder)
+        return found

@@ -23,18 +23,22 @@ class TransitServer:
         url: of the server.
         token: the one that it lets in.
         key: its AES key; another one is another key.
+        odd: status and body that it answers instead.
     """
 
     def __init__(self, name: str = "murmura", token: str = "s.let-me-in") -> None:
         self.token = token
         self.key = AESGCM.generate_key(bit_length=256)
+        self.odd: tuple[int, bytes] | None = None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 verb = self.path.removeprefix("/v1/transit/").partition("/")[0]
-                if self.headers.get("X-Vault-Token") != outer.token:
+                if outer.odd is not None:
+                    self._send(*outer.odd)
+                elif self.headers.get("X-Vault-Token") != outer.token:
                     self._answer(403, {"errors": ["permission denied"]})
                 elif self.path != f"/v1/transit/{verb}/{name}" or verb not in ("encrypt", "decrypt"):
                     self._answer(404, {"errors": []})
@@ -48,7 +52,9 @@ class TransitServer:
             do_PUT = do_POST  # noqa: N815
 
             def _answer(self, status: int, body: dict[str, Any]) -> None:
-                data = json.dumps(body).encode()
+                self._send(status, json.dumps(body).encode())
+
+            def _send(self, status: int, data: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -61,7 +67,7 @@ class TransitServer:
         self._name = name
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def encrypt(self, body: dict[str, str]) -> dict[str, str]:
         nonce = os.urandom(12)

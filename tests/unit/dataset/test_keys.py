@@ -75,6 +75,39 @@ def test_a_holder_who_is_away_or_refuses_is_told_from_a_lost_key(
         list(vault.read("one"))
 
 
+@pytest.mark.parametrize("status", [200, 204, 302, 400, 403, 429, 500, 503])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>Sign in</html>",
+        b"",
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"data": null}',
+        b'{"data": {}}',
+        b'{"data": {"ciphertext": 7, "plaintext": 7}}',
+        # None of the engine's own, and no key: kept, or used, they would be rows that nobody can open again.
+        b'{"data": {"ciphertext": "AAAA", "plaintext": "AAAA"}}',
+        b'{"data": {"ciphertext": "", "plaintext": "%s"}}' % (b"A" * 43 + b"!"),
+        b"[" * 20_000,
+    ],
+    ids=lambda body: body[:24].decode("latin-1"),
+)
+def test_what_is_no_answer_of_a_transit_engine_is_none(
+    keys: TransitKeys, server: TransitServer, status: int, body: bytes
+) -> None:
+    wrapped = keys.wrap(DATA_KEY, "one")
+    server.odd = (status, b"" if status == 204 else body)
+    with pytest.raises(HolderAway):
+        keys.wrap(DATA_KEY, "one")
+    with pytest.raises(HolderAway):
+        keys.unwrap(wrapped, "one")
+    server.odd = None
+    assert keys.unwrap(wrapped, "one") == DATA_KEY
+
+
 def test_keys_do_not_travel_in_the_clear(tmp_path: Path) -> None:
     for url in ("http://vault.example:8200", "vault.example", "ftp://127.0.0.1"):
         with pytest.raises(ValueError, match="https"):
