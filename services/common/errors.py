@@ -170,6 +170,16 @@ def from_upstream(error: grpc.aio.AioRpcError, service: str) -> MurmuraError:
         return dependency_unavailable(
             service, f"The {service} service does not answer. Nothing was changed; try again shortly.", retry_after_s=2
         )
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        _log.error(
+            "not this service", expected=service, next="its endpoint must be that of this service, of this version"
+        )
+        return dependency_unavailable(
+            service,
+            f"What answers in place of the {service} service is another one. Nothing was changed; tell the operator, "
+            "whose log says more.",
+            retry_after_s=5,
+        )
     return unknown(error)
 
 

@@ -206,6 +206,7 @@ def test_a_service_does_not_start_where_others_could_pose_as_someone(site: Site,
     if without == "tls":
         settings = {name: value for name, value in settings.items() if not name.startswith("TLS_")}
         settings.pop("SERVICES_LISTEN")
+        (tmp_path / "token").write_text("a.b.c")
         settings["SERVICE_TOKEN_FILE"] = str(tmp_path / "token")
         said = "MURMURA_TLS_CERTIFICATE, MURMURA_TLS_KEY and MURMURA_TLS_AUTHORITY"
     else:

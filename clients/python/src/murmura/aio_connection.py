@@ -20,17 +20,21 @@ class AsyncConnection:
         self.profile = profile
         self._patience_s = patience_s
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._answered: set[str] = set()
 
     async def run(self, call: Call) -> Any:
         """Make a unary call; waits for a service that is being restarted."""
-        patience = Patience(self.profile, call.service, call.request, self._patience_s)
+        patience = Patience(self.profile, call.service, call.request, self._patience_s, self._answered)
         while True:
             try:
-                return await self._method(call)(
+                answer = await self._method(call)(
                     call.request, timeout=call.timeout_s or DEADLINE_S, metadata=self.profile.metadata()
                 )
             except grpc.RpcError as error:
                 pause = patience.pause(error)
+            else:
+                patience.over()
+                return answer
             await asyncio.sleep(pause)
 
     async def all(self, call: Call, field: str) -> list[Any]:

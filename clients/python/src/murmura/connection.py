@@ -20,9 +20,12 @@ import grpc
 
 from murmura import errors
 from murmura.calls import repeatable
+from murmura.reach import cause, is_local
 
 SERVICES = ("dataset", "ledger", "trainer", "inference")
 PATIENCE_S = 90.0
+# For one that has not answered yet.
+FIRST_S = 10.0
 RETRY_S = 0.5
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 4 << 20),
@@ -112,7 +115,7 @@ def remote_profile(url: str, token: str | None, authority: str | Path | None = N
     host = endpoint.rpartition(":")[0].strip("[]") or endpoint
     if scheme not in ("grpc", "grpcs"):
         raise errors.InvalidInput(f"{url!r} is no Murmura address: write grpcs://host:port.")
-    if scheme == "grpc" and host not in ("localhost", "127.0.0.1", "::1"):
+    if scheme == "grpc" and not is_local(endpoint):
         raise errors.InvalidInput(f"A token would travel to {host} in the clear. Use grpcs://{endpoint}.")
     file, pem = authority or os.environ.get("MURMURA_AUTHORITY", ""), b""
     if file:
@@ -140,13 +143,29 @@ def local_profile(role: str, path: str | Path | None = None) -> Profile:
     candidates = [Path(chosen)] if chosen else [p / ".murmura" / "profile.json" for p in (here, *here.parents)]
     for candidate in candidates:
         if candidate.exists():
-            facts = json.loads(candidate.read_text())
-            token = Path(facts["tokens"][role]).read_text().strip()
-            return Profile(dict(facts["endpoints"]), token, secure=False)
+            return _written(candidate, role)
     raise errors.Unreachable(
         f"No Murmura found: {candidates[0]} does not exist. "
         "Start one with `murmura up`, or name one: MURMURA_URL=grpcs://… and MURMURA_TOKEN, or Client(url=…, token=…)."
     )
+
+
+def _written(file: Path, role: str) -> Profile:
+    """Read a profile.
+
+    Raises:
+        errors.InvalidInput: if it cannot be read, or what it names cannot.
+    """
+    try:
+        facts = json.loads(file.read_text())
+        token = Path(facts["tokens"][role]).read_text().strip()
+        endpoints = {str(service): str(where) for service, where in facts["endpoints"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise errors.InvalidInput(
+            f"The profile {file} cannot be used ({type(problem).__name__}): run `murmura up` where it belongs, which "
+            "writes it anew, or name another one."
+        ) from None
+    return Profile(endpoints, token, secure=False)
 
 
 class Patience:
@@ -156,13 +175,20 @@ class Patience:
         profile: where the services are.
         service: the one that is called.
         request: what it is asked.
-        patience_s: how long to wait for a service that is being restarted.
+        patience_s: how long to wait for a service that is being restarted. One that has never answered is perhaps not
+            there at all: whoever called is told so much sooner.
+        answered: the services that have answered; this one is added once it does.
     """
 
-    def __init__(self, profile: Profile, service: str, request: Any, patience_s: float) -> None:
+    def __init__(self, profile: Profile, service: str, request: Any, patience_s: float, answered: set[str]) -> None:
         self._service, self._endpoint = service, profile.endpoints[service]
         self._repeatable = repeatable(request)
-        self._deadline = time.monotonic() + patience_s
+        self._patience_s, self._answered = patience_s, answered
+        self._begun = time.monotonic()
+
+    def over(self) -> None:
+        """Note that the service has answered."""
+        self._answered.add(self._service)
 
     def pause(self, error: grpc.RpcError) -> float:
         """Return for how many seconds to wait before the next attempt.
@@ -172,7 +198,12 @@ class Patience:
         """
         problem = errors.from_rpc(error, self._service, self._endpoint)
         restarting = isinstance(problem, errors.Unreachable) and error.code() == grpc.StatusCode.UNAVAILABLE
-        if not restarting or not self._repeatable or time.monotonic() > self._deadline:
+        if not restarting or problem.reason:
+            self.over()
+        limit_s = self._patience_s
+        if self._service not in self._answered:
+            limit_s = min(limit_s, FIRST_S) if cause(error.details() or "").passing else 0.0
+        if not restarting or not self._repeatable or time.monotonic() - self._begun > limit_s:
             raise problem from None
         return RETRY_S
 
@@ -189,6 +220,7 @@ class Connection:
         self.profile = profile
         self.patience_s = patience_s
         self._channels: dict[str, grpc.Channel] = {}
+        self._answered: set[str] = set()
 
     def channel(self, service: str) -> grpc.Channel:
         """Return the channel to a service, opened at first use."""
@@ -208,12 +240,15 @@ class Connection:
         Raises:
             errors.MurmuraError: whatever the service said.
         """
-        patience = Patience(self.profile, service, request, self.patience_s)
+        patience = Patience(self.profile, service, request, self.patience_s, self._answered)
         while True:
             try:
-                return method(request, timeout=timeout_s, metadata=self.profile.metadata())
+                answer = method(request, timeout=timeout_s, metadata=self.profile.metadata())
             except grpc.RpcError as error:
                 pause = patience.pause(error)
+            else:
+                patience.over()
+                return answer
             time.sleep(pause)
 
     def stream(self, service: str, method: Any, request: Any, timeout_s: float | None = None) -> Iterator[Any]:

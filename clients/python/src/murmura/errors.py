@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from murmura.reach import sentence
+
 if TYPE_CHECKING:
     import grpc
 
@@ -101,10 +103,7 @@ def from_rpc(error: grpc.RpcError, service: str, endpoint: str) -> MurmuraError:
     if status is None:
         code = error.code()
         if code == grpc.StatusCode.UNAVAILABLE:
-            return Unreachable(
-                f"The {service} service at {endpoint} does not answer. "
-                "Start it with `murmura up`, or look with `murmura status`."
-            )
+            return Unreachable(sentence(service, endpoint, error.details() or ""))
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return Unreachable(f"The {service} service took too long. Try again, or look with `murmura status`.")
         return MurmuraError(f"The {service} service refused: {error.details()} ({code.name})")
