@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -216,7 +217,13 @@ async def main() -> int:
         return ["murmura.api.trainer.v1.TrainerService", "murmura.api.trainer.v1.WorkerService"]
 
     try:
-        return await serve("trainer", settings, register)
+        code = await serve("trainer", settings, register)
+        if code:
+            # Another one may be active: what threads still wait for from the cluster must not be done by this one, and
+            # an interpreter that ends would wait for them.
+            sys.stderr.flush()
+            os._exit(code)
+        return code
     except RedisUnusable as problem:
         print(problem, file=sys.stderr)
         return 2

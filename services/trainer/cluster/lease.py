@@ -73,10 +73,10 @@ class Lease:
     def release(self) -> None:
         """Let the next one have it at once, unless it was lost."""
         self._closing.set()
+        if self._lost:
+            return  # nor is a call that still waits for its answer waited for
         for thread in self._threads:
             thread.join(self._duration_s)
-        if self._lost:
-            return
         try:
             found = self._cluster.get("Lease", self._name)
             if found is not None and found["spec"].get("holderIdentity") == self._holder:
