@@ -17,9 +17,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from services.common.addresses import LOOPBACK, believable
 from services.common.certificates import DOMAIN, Certificates, Unusable
+from services.common.files import read
 from services.common.issuer import PEOPLE, Configuration
 from services.common.tokens import ROLES, trusted
-from services.common.told import Address, AddressOrNone, AuthorityFile, TokenFile, read
+from services.common.told import Address, AddressOrNone, AuthorityFile, TokenFile
 
 _FIELD = re.compile(r'field "(\w+)"')
 _NO_PEOPLE = frozenset({"worker"})

@@ -1,4 +1,4 @@
-"""Files that are whole on disk or not there at all, readable by their owner only."""
+"""Files that are whole on disk or not there at all, readable by their owner only; and files that settings name."""
 
 from __future__ import annotations
 
@@ -51,3 +51,28 @@ def alone(path: Path) -> Iterator[None]:
     finally:
         # Closing it lets it go.
         os.close(descriptor)
+
+
+def read(path: Path) -> str:
+    """Return the text of a file that a setting names.
+
+    Raises:
+        ValueError: if it cannot be read; says why, and neither the path nor what is in it.
+    """
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not text"
+        raise ValueError(f"the file that it names cannot be read: {why}") from None
+
+
+def token_in(path: Path) -> str:
+    """Return the token of a file that a setting names.
+
+    Raises:
+        ValueError: if it holds none, or what cannot be one.
+    """
+    token = read(path).strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("the file that it names does not hold a token, on a line of its own")
+    return token

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 
 from services.common.config import ServiceSettings
-from services.common.told import read
+from services.common.files import read
 
 # The only options that a URL may carry; others could weaken what a store relies on.
 _URL_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}

@@ -18,6 +18,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from services.common.files import read
+
 AUDIENCE = "murmura"
 TOKENS_KEPT = 1024
 REREAD_S = 1.0
@@ -184,10 +186,9 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
     Raises:
         ValueError: if it cannot be read, or is another kind of key, or locked with a password.
     """
+    pem = read(path).encode()
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise ValueError(f"the file that it names cannot be read: {error.strerror}") from None
+        key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):

@@ -13,34 +13,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from services.common.files import read, token_in
+
 _MOST_PORT = 65_535
 # Of gRPC's other ways to name a server; what follows them is gRPC's to read.
 _RESOLVERS = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
-
-
-def read(path: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        ValueError: if it cannot be read; says why, and neither the path nor what is in it.
-    """
-    try:
-        return path.read_text()
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not text"
-        raise ValueError(f"the file that it names cannot be read: {why}") from None
-
-
-def token_in(path: Path) -> str:
-    """Return the token of a file.
-
-    Raises:
-        ValueError: if it holds none, or what cannot be one.
-    """
-    token = read(path).strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError("the file that it names does not hold a token, on a line of its own")
-    return token
 
 
 def _token_file(path: Path) -> Path:

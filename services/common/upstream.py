@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from services.common.errors import dependency_unavailable, from_upstream
+from services.common.files import token_in
 from services.common.tls import FreshChannel
-from services.common.told import token_in
 
 if TYPE_CHECKING:  # a worker takes a constant from here, and no settings
     from services.common.config import ServiceSettings

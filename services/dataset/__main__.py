@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cached_property
 from typing import Self
 
@@ -14,7 +13,7 @@ from services.common.config import ServiceSettings
 from services.common.ledger import Ledger, Witness
 from services.common.loop import run
 from services.common.memory import keep_freed
-from services.common.server import Lifecycle, serve
+from services.common.server import Lifecycle, serve, unfit
 from services.common.told import Endpoint, EndpointOrNone
 from services.common.upstream import Upstream
 from services.dataset.catalogue import Catalogue
@@ -82,11 +81,9 @@ async def main() -> int:
             registry = Registry(settings.state_dir / "registry.sqlite3")
             vault = Vault(settings.state_dir, settings.transit)
         except (Outdated, Sealed) as problem:
-            print(f"{settings.state_dir}: {problem}", file=sys.stderr)
-            raise SystemExit(2) from None
+            unfit(f"{settings.state_dir}: {problem}")
         except HolderAway as away:
-            print(f"MURMURA_TRANSIT_URL: {away} cannot be used: no answer, or refused", file=sys.stderr)
-            raise SystemExit(2) from None
+            unfit(f"MURMURA_TRANSIT_URL: {away} cannot be used: no answer, or refused")
         lifecycle.resources.callback(registry.close)
         vault.sweep(registry.storage_ids())
         upstream = Upstream("ledger", settings.ledger_endpoint, settings)

@@ -19,8 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.common.addresses import believable
-from services.common.files import write
-from services.common.told import token_in
+from services.common.files import token_in, write
 from services.dataset.sealing import KEY_BITS, Sealed, new_key
 
 _KEY_BYTES = KEY_BITS // 8

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
+from services.common.server import unfit
 from services.trainer.launcher import Launcher, Pods
 from services.trainer.local_launcher import LocalLauncher
 
@@ -46,7 +45,7 @@ def launching(kind: str, directory: Path, told: dict[str, str], running_limit_s:
     """
     if kind == "local":
         if nodes > 1:
-            _unfit("MURMURA_WORKER_NODES: several machines need MURMURA_LAUNCHER=kubernetes.")
+            unfit("MURMURA_WORKER_NODES: several machines need MURMURA_LAUNCHER=kubernetes.")
         return Launching(LocalLauncher(directory, told))
     from services.trainer.cluster.client import Cluster, ClusterError
     from services.trainer.cluster.identity import PodIdentity
@@ -56,7 +55,7 @@ def launching(kind: str, directory: Path, told: dict[str, str], running_limit_s:
 
     settings = ClusterSettings.load()
     if nodes > 1 and not settings.network_encrypted:
-        _unfit(
+        unfit(
             "MURMURA_WORKER_NODES: machines that share a run send each other sums without noise. Let the cluster "
             "encrypt what pods say to each other (WireGuard of your network plugin), then set "
             "MURMURA_CLUSTER_NETWORK_ENCRYPTED=true."
@@ -64,13 +63,8 @@ def launching(kind: str, directory: Path, told: dict[str, str], running_limit_s:
     try:
         cluster = Cluster(settings.namespace, settings.kubeconfig, settings.context)
     except ClusterError as problem:
-        _unfit(f"MURMURA_LAUNCHER: no cluster: {problem.words}")
+        unfit(f"MURMURA_LAUNCHER: no cluster: {problem.words}")
     launcher = KubernetesLauncher(cluster, settings, directory, told, running_limit_s)
     lease = Lease(cluster, f"{settings.deployment}-trainer", f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
     pods = PodIdentity(cluster, settings.service_account, launcher.owner)
     return Launching(launcher, pods, lease.acquire, lease.release)
-
-
-def _unfit(why: str) -> NoReturn:
-    print(why, file=sys.stderr)
-    raise SystemExit(2)

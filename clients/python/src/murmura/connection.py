@@ -20,7 +20,7 @@ import grpc
 
 from murmura import errors
 from murmura.calls import repeatable
-from murmura.reach import cause, is_local
+from murmura.reach import cause, host_of, is_local
 
 SERVICES = ("dataset", "ledger", "trainer", "inference")
 PATIENCE_S = 90.0
@@ -112,11 +112,10 @@ def remote_profile(url: str, token: str | None, authority: str | Path | None = N
     token = token or os.environ.get("MURMURA_TOKEN", "")
     if not token:
         raise errors.InvalidInput("No token: pass Client(url=..., token=...) or set MURMURA_TOKEN.")
-    host = endpoint.rpartition(":")[0].strip("[]") or endpoint
     if scheme not in ("grpc", "grpcs"):
         raise errors.InvalidInput(f"{url!r} is no Murmura address: write grpcs://host:port.")
     if scheme == "grpc" and not is_local(endpoint):
-        raise errors.InvalidInput(f"A token would travel to {host} in the clear. Use grpcs://{endpoint}.")
+        raise errors.InvalidInput(f"A token would travel to {host_of(endpoint)} in the clear. Use grpcs://{endpoint}.")
     file, pem = authority or os.environ.get("MURMURA_AUTHORITY", ""), b""
     if file:
         try:

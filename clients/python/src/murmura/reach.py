@@ -50,8 +50,13 @@ _KNOWN = {
 
 
 def is_local(endpoint: str) -> bool:
-    """Say whether an endpoint, `host:port` or a host alone, is on this machine."""
-    return (endpoint.rpartition(":")[0].strip("[]") or endpoint) in _LOCAL
+    """Say whether an endpoint is on this machine."""
+    return host_of(endpoint) in _LOCAL
+
+
+def host_of(endpoint: str) -> str:
+    """Return the host of an endpoint, `host:port` or a host alone."""
+    return endpoint.rpartition(":")[0].strip("[]") or endpoint
 
 
 def cause(line: str) -> Cause:
