@@ -1,12 +1,14 @@
 """The images' recipe, and whether what it installs for a service is all that the service imports.
 
-No image is built here: there is no daemon. What an image would hold is known all the same, from the extras and the
-metadata of what is installed.
+No image is built here: that takes a daemon and minutes. What an image would hold is known all the same, from the extras
+and the metadata of what is installed.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -82,6 +84,22 @@ def test_each_service_and_the_worker_have_a_target_that_runs_as_nobody() -> None
     assert not re.search(r"^ADD ", DOCKERFILE, re.M)
     [base] = re.findall(r"^ARG BASE=(\S+)", DOCKERFILE, re.M)
     assert re.fullmatch(r".+:\d+\.\d+\.\d+-\w+-\w+", base)
+
+
+@pytest.mark.parametrize(("device", "code", "torch"), [("cpu", 0, True), ("cuda", 0, False), ("gpu", 1, False)])
+def test_the_lock_keeps_wheels_for_gpus_out_of_images_for_processors(
+    device: str, code: int, torch: bool, tmp_path: Path
+) -> None:
+    """Its torch is a build for processors: without that line pip takes the one for GPUs, five gigabytes of it."""
+    [chosen] = re.findall(r"^RUN (case .*?> constraints\.txt)", DOCKERFILE, re.M | re.S)
+    shutil.copy(ROOT / "deploy/local/environment/lock.txt", tmp_path / "lock.txt")
+    command = ["sh", "-c", chosen.replace("\\\n", " ")]
+    done = subprocess.run(command, env={"DEVICE": device, "PATH": os.environ["PATH"]}, cwd=tmp_path, check=False)
+    assert done.returncode == code
+    kept = (tmp_path / "constraints.txt").read_text() if code == 0 else ""
+    assert ("torch==" in kept) is torch
+    assert "vllm" not in kept and "\n-e " not in kept
+    assert ("grpcio==" in kept) is (code == 0)
 
 
 def test_what_is_copied_exists_and_is_not_ignored() -> None:
