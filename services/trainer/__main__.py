@@ -124,6 +124,12 @@ async def _alone(where: Launching, lifecycle: Lifecycle, lost: Callable[[], None
         raise SystemExit(lifecycle.exit_code)
 
 
+async def _let_go(lifecycle: Lifecycle, control: Control) -> None:
+    """Let whoever watches jobs go as soon as this life is to end."""
+    await lifecycle.ended()
+    control.leave()
+
+
 async def main() -> int:
     """Run until told to stop."""
     settings = TrainerSettings.load()
@@ -214,6 +220,8 @@ async def main() -> int:
 
         loop.add_done_callback(ended)
         lifecycle.resources.callback(loop.cancel)
+        leaving = asyncio.create_task(_let_go(lifecycle, control))
+        lifecycle.resources.callback(leaving.cancel)
         return ["murmura.api.trainer.v1.TrainerService", "murmura.api.trainer.v1.WorkerService"]
 
     try:

@@ -76,6 +76,8 @@ class Control:
         self._calm.set()
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
+        # Whether this life is at its end.
+        self.leaving = False
         # Jobs about which a write has failed; perhaps it was done.
         self._unsure: set[str] = set()
 
@@ -115,6 +117,12 @@ class Control:
     def news(self, job_id: str) -> asyncio.Event:
         """Return what is set when a job changes next. Whoever asks before reading the job misses no change."""
         return self._news.setdefault(job_id, asyncio.Event())
+
+    def leave(self) -> None:
+        """Let whoever watches a job go: a watch lasts as long as its job, and this life would wait for its end."""
+        self.leaving = True
+        for news in self._news.values():
+            news.set()
 
     async def publish(self, record: Record) -> Job:
         """Charge a job whose adapter has arrived, publish the adapter, and end the job.

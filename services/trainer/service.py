@@ -139,6 +139,10 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
                 sent = message
             if trainer_pb2.JobState.Name(message.state).removeprefix("JOB_STATE_") in TERMINAL:
                 return
+            if self._control.leaving:
+                raise dependency_unavailable(
+                    "trainer", "The trainer is being restarted; the job goes on. Watch it again.", retry_after_s=1
+                )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_REFRESH_S):
                     await news.wait()

@@ -202,9 +202,12 @@ def test_a_trainer_that_has_lost_its_lease_touches_no_worker_while_its_last_call
     dataset = cloud.register(notes)
     name = cloud.create(cloud.spec(dataset, **LONG)).name
     cloud.stepping(name)
-    watch = trainer_service_pb2.WatchTrainingJobRequest(name=name)
-    calls = cloud.trainer.WatchTrainingJob(watch, metadata=cloud.who(), timeout=60)
-    next(calls)
+    trainer, ledger, log = cloud.processes["trainer"], cloud.processes["ledger"], cloud.log("trainer")
+    told = log.read_text().count('"stopping"')
+    # A call that takes longer than the trainer has left.
+    ledger.send_signal(signal.SIGSTOP)
+    plan = trainer_service_pb2.PlanTrainingJobRequest(spec=cloud.spec(dataset, max_length=14))
+    last = cloud.trainer.PlanTrainingJob.future(plan, metadata=cloud.who(), timeout=60)
 
     def hold(who: str) -> None:
         def mark(lease: dict[str, Any]) -> None:
@@ -212,13 +215,17 @@ def test_a_trainer_that_has_lost_its_lease_touches_no_worker_while_its_last_call
 
         cloud.api.do(lambda: cloud.api.store.update("leases", next(iter(cloud.api.store.select("leases"))), mark))
 
-    trainer = cloud.processes["trainer"]
     hold("another")
-    cloud.wait(lambda: '"stopping"' in cloud.log("trainer").read_text().splitlines()[-1], "the trainer ends", 20)
-    [job] = cloud.api.names("jobs")
-    cloud.api.do(lambda: cloud.api.store.delete("jobs", NAMESPACE, job, {}))
-    assert trainer.wait(30) == 1
-    calls.cancel()
+    try:
+        cloud.wait(lambda: log.read_text().count('"stopping"') > told, "the trainer ends", 20)
+        [job] = cloud.api.names("jobs")
+        cloud.api.do(lambda: cloud.api.store.delete("jobs", NAMESPACE, job, {}))
+        asked = time.monotonic()
+        assert not last.done()
+        assert trainer.wait(30) == 1
+        assert time.monotonic() - asked > 2  # it had the time to start another worker
+    finally:
+        ledger.send_signal(signal.SIGCONT)
     assert cloud.api.names("jobs") == []
     hold("")
     cloud.told = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 import grpc
@@ -10,6 +11,9 @@ import grpc
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
 from tests.support.training_jobs import LONG, cancel, refusal, stepped
+
+# Calls that are under way when a trainer is told to stop have so long.
+GRACE_S = 10.0
 
 
 def kill(cluster: Any, name: str, attempt: int, how: signal.Signals) -> None:
@@ -100,3 +104,22 @@ def test_killed_trainer_finds_its_worker_again(cluster: Any, notes: list[dict[st
     account = cluster.account(dataset.account)
     assert account.spent == job.plan.statement.price
     assert account.pending == privacy_pb2.Price()
+
+
+def test_a_trainer_that_is_told_to_stop_does_not_wait_for_whoever_watches(
+    cluster: Any, notes: list[dict[str, Any]]
+) -> None:
+    """A watch lasts as long as its job: a trainer that waited for its end would be away for all of its grace."""
+    name = cluster.create(cluster.spec(cluster.register(notes), **LONG)).name
+    cluster.wait(lambda: stepped(cluster, name), "the worker takes steps")
+    request = trainer_service_pb2.WatchTrainingJobRequest(name=name)
+    watching = cluster.trainer.WatchTrainingJob(request, metadata=cluster.who(), timeout=60)
+    next(watching)
+    asked = time.monotonic()
+    cluster.processes["trainer"].terminate()
+    assert refusal(lambda: list(watching))[0] == "DEPENDENCY_UNAVAILABLE"
+    assert cluster.processes["trainer"].wait(30) == 0
+    assert time.monotonic() - asked < GRACE_S / 2
+    cluster.start("trainer")
+    cancel(cluster, name)
+    assert cluster.ended(name).state == trainer_pb2.JOB_STATE_CANCELLED
