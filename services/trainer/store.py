@@ -125,8 +125,9 @@ class JobStore:
         return list(dict.fromkeys([*self._unfinished, *self._doubtful]))
 
     def newest_first(self) -> list[Record]:
-        """Return all jobs."""
-        return self._database.newest_first()
+        """Return all jobs; of those that are not over also what was noted only."""
+        known = {job_id: record for job_id, record in self._unfinished.items() if job_id not in self._doubtful}
+        return [known.get(record.job.job_id, record) for record in self._database.newest_first()]
 
     def close(self) -> None:
         """Let go of the database."""

@@ -7,6 +7,8 @@ from typing import Any
 
 _LONGEST = 240
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
+# What a node could not do for a pod, and goes on trying: a volume, a secret or a network that is not there.
+_NODE = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady"})
 _BROKEN = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
@@ -57,7 +59,12 @@ def _of_pod(pod: dict[str, Any], events: list[dict[str, Any]]) -> str:
             return _cut(f"{wanted}: {condition.get('message') or 'none fits'}")
     if (state := _waiting(pod)).get("reason") in _IMAGE:
         return _cut(f"its image, which cannot be pulled: {state.get('message') or state['reason']}")
-    return "its container" if pod.get("spec", {}).get("nodeName") else "a node"
+    if not pod.get("spec", {}).get("nodeName"):
+        return "a node"
+    # The newest alone: what came after a trouble says that it is over.
+    newest = events[-1] if events else {}
+    told = newest.get("message") if newest.get("reason") in _NODE else ""
+    return _cut(f"its container: {told}") if told else "its container"
 
 
 def _waiting(pod: dict[str, Any]) -> dict[str, Any]:

@@ -115,6 +115,8 @@ def test_what_is_only_noted_is_not_written(databases: Databases) -> None:
     store.note(dataclasses.replace(new("job").job, waiting="a GPU node"))
     seen, again = store.get("job"), JobStore(databases()).get("job")
     assert seen is not None and seen.job.waiting == "a GPU node"
+    # Whoever lists jobs reads what whoever asks for this one reads.
+    assert store.newest_first() == [seen]
     assert again is not None and again.job.waiting == ""
 
 

@@ -190,6 +190,7 @@ NOWHERE = {
         "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes: no GPU"}],
     },
 }
+NO_AUTHORITY = 'MountVolume.SetUp failed for volume "authority" : configmap "murmura-authority" not found'
 QUOTA = 'Error creating: pods "x" is forbidden: exceeded quota: team, requested: pods=1'
 
 
@@ -212,6 +213,16 @@ def container(reason: str) -> dict[str, Any]:
         (waits(None, suspend=True, labels={"kueue.x-k8s.io/queue-name": "team"}), "a turn in the queue team"),
         (waits(container("ImagePullBackOff")), "its image, which cannot be pulled: no such image"),
         (waits(container("ContainerCreating")), "its container"),
+        (
+            waits(container("ContainerCreating"), ("p", "Scheduled", "to n"), ("p", "FailedMount", NO_AUTHORITY)),
+            f"its container: {NO_AUTHORITY}",
+        ),
+        # It is there by now.
+        (
+            waits(container("ContainerCreating"), ("p", "FailedMount", NO_AUTHORITY), ("p", "Pulling", "")),
+            "its container",
+        ),
+        (waits(container("ContainerCreating"), ("p", "FailedMount", None)), "its container"),
         (waits({"spec": {}, "status": {"phase": "Running"}}), ""),
     ],
 )

@@ -1,22 +1,10 @@
-"""What a person sees: the plan, the progress bar, the budget, the result.
-
-Everything fits in 80 columns. Where the output is not a terminal, the bar becomes a few plain lines.
-"""
+"""What a person sees: the plan, the budget, the result. Everything fits in 80 columns."""
 
 from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, cast
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -25,8 +13,6 @@ from murmura.terminal import Output
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
 
     from murmura.api.common.v1 import privacy_pb2
     from murmura.api.dataset.v1 import dataset_service_pb2
@@ -233,69 +219,3 @@ def state_name(job: trainer_pb2.TrainingJob) -> str:
     from murmura.api.trainer.v1 import trainer_pb2
 
     return trainer_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_").lower()
-
-
-class _Bar:
-    """A bar on a terminal; elsewhere a plain line for each tenth."""
-
-    def __init__(self, total: int, noun: str, *columns: ProgressColumn) -> None:
-        self._total, self._noun, self._said = total, noun, -1
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn(noun),
-            TimeRemainingColumn(),
-            *columns,
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def _show(self, task: TaskID, done: int, word: str) -> None:
-        self._bar.update(task, completed=done, description=word)
-        tenth = 10 * done // max(1, self._total)
-        if not console.is_terminal and tenth != self._said:
-            self._said = tenth
-            say(f"{word}: {done} of {self._total} {self._noun}")
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-
-class progress(_Bar):  # noqa: N801
-    """One bar for a job: steps, time left, budget."""
-
-    def __init__(self, job: trainer_pb2.TrainingJob) -> None:
-        super().__init__(job.plan.steps, "steps", TextColumn("{task.fields[budget]}"))
-        statement = job.plan.statement
-        budget = "no privacy" if statement.unlimited else f"ε {statement.epsilon:.3g}"
-        self._task = self._bar.add_task("starting", total=job.plan.steps, budget=budget)
-
-    def update(self, job: trainer_pb2.TrainingJob) -> None:
-        """Show a job as it stands."""
-        self._show(self._task, job.completed_steps, state_name(job))
-
-
-class counting(_Bar):  # noqa: N801
-    """One bar for things that are made one after another."""
-
-    def __init__(self, noun: str, total: int) -> None:
-        super().__init__(total, noun)
-        self._task = self._bar.add_task("generating", total=total)
-
-    def update(self, done: int) -> None:
-        """Show how many there are."""
-        self._show(self._task, done, "generating")

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
-from murmura import display, outcomes
+from murmura import bars, display, outcomes
 from murmura.calls import datasets, jobs, models
 from murmura.dataset import RemoteDataset
 from murmura.errors import InvalidInput, NotAllowed, Unreachable
@@ -201,7 +201,7 @@ def follow(client: Client, job: trainer_pb2.TrainingJob) -> trainer_pb2.Training
     Raises:
         JobFailed: if it ends without an adapter.
     """
-    with display.progress(job) as bar:
+    with bars.JobBar(job) as bar:
         bar.update(job)
         while not jobs.ended(job):
             try:

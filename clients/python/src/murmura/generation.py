@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from murmura import display
+from murmura import bars, display
 from murmura.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def generate(
         raise InvalidInput(f"{path} exists. Choose another name, or pass overwrite=True.")
     if not path.parent.is_dir():
         raise InvalidInput(f"There is no folder {path.parent}. Make it first.")
-    with display.counting("records", n) as bar:
+    with bars.CountBar("records", n) as bar:
         batches = _batches(model, n, prompts, options, bar.update)
         asked, made = next(batches)
         first, done = made[0], len(made)
