@@ -113,6 +113,7 @@ class TrainerServiceServicer(object):
 
     def WatchTrainingJob(self, request, context):
         """Streams a job whenever it changes, from its present state to its end.
+        A trainer that is being restarted ends the stream with UNAVAILABLE, and the job goes on: watch it again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

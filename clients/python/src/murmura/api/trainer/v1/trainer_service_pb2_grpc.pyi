@@ -27,7 +27,9 @@ class TrainerServiceStub:
     ListTrainingJobs: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.ListTrainingJobsRequest, _trainer_service_pb2.ListTrainingJobsResponse]
     """Lists the caller's jobs; a steward sees all."""
     WatchTrainingJob: _aio.UnaryStreamMultiCallable[_trainer_service_pb2.WatchTrainingJobRequest, _trainer_service_pb2.WatchTrainingJobResponse]
-    """Streams a job whenever it changes, from its present state to its end."""
+    """Streams a job whenever it changes, from its present state to its end.
+    A trainer that is being restarted ends the stream with UNAVAILABLE, and the job goes on: watch it again.
+    """
     CancelTrainingJob: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.CancelTrainingJobRequest, _trainer_service_pb2.CancelTrainingJobResponse]
     """Stops a job. What its worker has already run is charged."""
 
@@ -80,7 +82,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_service_pb2.WatchTrainingJobRequest,
         context: _aio.ServicerContext[_trainer_service_pb2.WatchTrainingJobRequest, _abc.AsyncIterator[_trainer_service_pb2.WatchTrainingJobResponse]],
     ) -> _abc.AsyncIterator[_trainer_service_pb2.WatchTrainingJobResponse]:
-        """Streams a job whenever it changes, from its present state to its end."""
+        """Streams a job whenever it changes, from its present state to its end.
+        A trainer that is being restarted ends the stream with UNAVAILABLE, and the job goes on: watch it again.
+        """
 
     @_abc_1.abstractmethod
     def CancelTrainingJob(
