@@ -10,10 +10,11 @@ import grpc
 
 from murmura.api.common.v1 import privacy_pb2
 from murmura.api.trainer.v1 import trainer_pb2, trainer_service_pb2, trainer_service_pb2_grpc
+from services.common.config import ServiceSettings
 from tests.support.training_jobs import LONG, cancel, refusal, stepped
 
 # Calls that are under way when a trainer is told to stop have so long.
-GRACE_S = 10.0
+GRACE_S: float = ServiceSettings.model_fields["stop_grace_s"].default
 
 
 def kill(cluster: Any, name: str, attempt: int, how: signal.Signals) -> None:

@@ -26,7 +26,7 @@ PLACES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 }
 PORTS = (8443, 9443, 9090, 6379, 443, 5432, 8200)
 MINE = (*SERVICES, "redis", "worker")
-CALLED = (*MINE, "provider", "warehouse", "stranger")
+OTHERS = ("provider", "warehouse", "stranger")
 # The way of the data (DESIGN 2), and who watches over it.
 ALLOWED = {
     ("gateway", "ledger", 8443),
@@ -44,8 +44,8 @@ ALLOWED = {
     *((service, "provider", port) for service in SERVICES for port in (443, 8443)),
     *(("dataset", "warehouse", port) for port in (443, 5432, 8200)),
     # The cluster's API is no pod, so at its port the trainer may go anywhere.
-    *(("trainer", place, 443) for place in CALLED if place != "trainer"),
-} - {("trainer", place, 443) for place in MINE}
+    *(("trainer", place, 443) for place in OTHERS),
+}
 
 
 def matches(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
@@ -91,7 +91,7 @@ def opens(policies: list[dict[str, Any]], way: str, of: str, other: str, port: i
 def reached(policies: list[dict[str, Any]]) -> set[tuple[str, str, int]]:
     return {
         (source, target, port)
-        for source, target, port in itertools.product(PLACES, CALLED, PORTS)
+        for source, target, port in itertools.product(PLACES, (*MINE, *OTHERS), PORTS)
         if source != target
         and (source in MINE or target in MINE)
         and opens(policies, "egress", source, target, port)
